@@ -1,0 +1,1 @@
+"""Pretrain dense and mixture-of-experts transformers: token shards in, step folders out."""
