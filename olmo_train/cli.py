@@ -1,0 +1,55 @@
+"""The `olmo` command: a table from verb to module, imported only when called, so that `olmo --help` needs no torch."""
+
+import difflib
+import importlib
+import sys
+
+from olmo_train.errors import EXIT_USAGE, run_command
+
+# verb: (module with `main(argv)`, one line for --help). A verb of two words is given as two words.
+VERBS = {
+    "train": ("olmo_train.train", "pretrain a model: run_name=NAME [model=...] [data=...] [name=value ...]"),
+    "size": ("olmo_train.model.size", "parameters and FLOPs per token of a config"),
+    "launch local": ("launch.local", "train on several ranks of this machine: --ranks N run_name=NAME ..."),
+    "data gather": ("data_tools.gather_text", "real text that this machine has, as Dolma documents"),
+    "data tokenizer": ("data_tools.train_tokenizer", "train a byte-level BPE tokenizer on documents"),
+    "data tokenize": ("data_tools.tokenize_corpus", "documents to token shards with a manifest"),
+    "data manifest": ("data_tools.write_manifest", "a manifest for published shards, which stay unchanged"),
+    "data verify": ("data_tools.verify_shards", "every byte of the shards against their manifest"),
+    "data show": ("data_tools.inspect_shards", "sources and counts of a manifest; a document by id or by place"),
+    "data batch": ("data_tools.inspect_batch", "the documents that a step of a run saw"),
+    "data when": ("data_tools.inspect_document", "the steps of a run that saw a document"),
+    "checkpoints list": ("checkpoints.catalog", "the step folders of a run"),
+    "checkpoints verify": ("checkpoints.verify", "every byte of step folders against their manifests"),
+    "generate": ("checkpoints.generate", "text from a step folder"),
+    "report": ("checkpoints.report", "what a run reached, what lies where, what to try next"),
+}
+
+
+def usage() -> str:
+    """The text of `olmo --help`."""
+    width = max(len(verb) for verb in VERBS)
+    lines = [f"  {verb:<{width}}  {line}" for verb, (_, line) in VERBS.items()]
+    return "\n".join(["usage: olmo VERB [arguments]", "", *lines, "", "`olmo VERB --help` says more of a verb."])
+
+
+def main() -> int:
+    """Run the verb that the command line names."""
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    for n in (2, 1):
+        verb = " ".join(words[:n])
+        if verb in VERBS:
+            sys.argv = [f"olmo {verb}", *words[n:]]
+            module = importlib.import_module(VERBS[verb][0])
+            return run_command(module.main, words[n:])
+    said = " ".join(words[:2])
+    close = difflib.get_close_matches(said, VERBS, n=1) or [verb for verb in VERBS if verb.startswith(f"{words[0]} ")]
+    print(f"error: olmo {said}: no such verb{f'; did you mean {close[0]}?' if close else ''}\n\n{usage()}", file=sys.stderr)
+    return EXIT_USAGE
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,59 @@
+"""The errors a user can cause, and how a command line reports them."""
+
+import sys
+from collections.abc import Callable
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: a signal stopped the run after it had saved; the same command continues it.
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; carries every problem found, not only the first."""
+
+    def __init__(self, problems: str | list[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        if len(self.problems) == 1:
+            super().__init__(self.problems[0])
+        else:
+            lines = [f"  {i}. {problem}" for i, problem in enumerate(self.problems, 1)]
+            super().__init__("\n".join([f"{len(self.problems)} problems in the configuration:", *lines]))
+
+
+class ShardError(ValueError):
+    """A token shard, its sidecar or its manifest that is not what it claims to be; names file and offset."""
+
+
+class CheckpointError(RuntimeError):
+    """A step folder that cannot be written, or is not whole and unchanged."""
+
+
+class TrainingError(RuntimeError):
+    """A run that must not go on: non-finite loss under `on_nonfinite=stop`, or too many skipped steps."""
+
+
+class StoppedBySignal(SystemExit):
+    """Training saved a checkpoint and left because a signal asked it to."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_STOPPED)
+
+
+def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
+    """Run the entry point `main` on `argv` (without the program name) and return the exit status.
+
+    Input errors print one message and give 2; errors of a run in progress give 1. Everything else keeps its traceback,
+    because it is a bug.
+    """
+    try:
+        main(sys.argv[1:] if argv is None else argv)
+    except (ConfigError, ShardError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except (CheckpointError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except BrokenPipeError:
+        # `olmo ... | head` closed the pipe; not worth a traceback. Point stdout at nothing so that the flush at exit is quiet.
+        sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - lives until exit
+    return 0
