@@ -1,0 +1,74 @@
+"""Text to ids and back, by a `tokenizers` file: byte-level BPE as in GPT-NeoX, OLMo and OLMoE."""
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer as HFTokenizer
+
+from olmo_train.errors import ConfigError
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Tokenizer:
+    """A tokenizer file with an end-of-text token."""
+
+    def __init__(self, path: Path, end_of_text: str = END_OF_TEXT) -> None:
+        """Raises:
+        ConfigError: the file is missing, is no tokenizer, or lacks the end-of-text token.
+        """
+        self.path = path
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: {error.strerror}; train a tokenizer with `olmo data tokenizer`, or give the path of one"
+            ) from error
+        try:
+            self._tokenizer = HFTokenizer.from_str(data.decode("utf-8"))
+        except Exception as error:  # the Rust side raises bare Exception
+            raise ConfigError(f"{path} is not a tokenizers file: {error}") from error
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        eos = self._tokenizer.token_to_id(end_of_text)
+        if eos is None:
+            raise ConfigError(f"{path} has no token {end_of_text!r}; name its end-of-text token")
+        self.eos_id: int = eos
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below this, added tokens included."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without end-of-text."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Ids of many texts, on all cores. Special tokens spelt out in a text stay text."""
+        return [encoding.ids for encoding in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: list[int] | np.ndarray) -> str:
+        """Text of ids; special tokens are shown."""
+        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))
+
+    @cached_property
+    def _plain(self) -> HFTokenizer:
+        """The same tokenizer for documents: `<|endoftext|>` in a document is text, not a boundary (a peer's silent bug)."""
+        plain = HFTokenizer.from_str(self._tokenizer.to_str())
+        plain.encode_special_tokens = True
+        return plain
+
+    def token_bytes(self) -> np.ndarray:
+        """uint16 (vocab_size,): UTF-8 bytes that each id stands for; 0 for special tokens. Byte-level tokenizers only.
+
+        Source: the byte-to-unicode table of GPT-2 (one character per byte), which `tokenizers`' ByteLevel uses.
+        """
+        special = {t.content for t in self._tokenizer.get_added_tokens_decoder().values() if t.special}
+        added = {t.content for t in self._tokenizer.get_added_tokens_decoder().values()}
+        table = np.zeros(self.vocab_size, np.uint16)
+        for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            if token not in special:
+                table[number] = len(token.encode("utf-8")) if token in added else len(token)
+        return table
