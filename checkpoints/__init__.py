@@ -1,0 +1,1 @@
+"""What one does with finished step folders: list, verify, convert names, generate, report."""

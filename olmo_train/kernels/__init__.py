@@ -1,0 +1,1 @@
+"""One function per hot operation, several backends each, one plain reference."""
