@@ -1,0 +1,309 @@
+"""Write and read ONE step folder: complete or absent, checksummed, sharded, and without a pickle.
+
+    steps/step00001000/
+        manifest.json                         files (bytes, SHA-256) and tensors (dtype, shape, which rows in which file)
+        config.yaml provenance.json state.json
+        model-00000-of-00002.safetensors      this rank's rows of every parameter
+        optim-00000-of-00002.safetensors      the same of every moment
+        rng-00000-of-00002.safetensors
+
+Every rank writes its files into a temporary folder and then a record of them; when all records are there, one rank writes the
+manifest, syncs, and gives the folder its name. Nothing is sent between ranks, so a save can run beside training.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from olmo_train.errors import CheckpointError
+
+FORMAT = "olmo_train.step"
+VERSION = 1
+MANIFEST = "manifest.json"
+PERMANENT, EPHEMERAL = "permanent", "ephemeral"
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
+    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows [start, start + len(tensor)) along dim 0 of a tensor of `shape`; the tensor is on the CPU and nobody writes to it."""
+
+    tensor: Tensor
+    start: int
+    shape: tuple[int, ...]
+
+
+def step_name(step: int) -> str:
+    """Folder name of a step; sorts by step."""
+    return f"step{step:08d}"
+
+
+def list_steps(steps: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of the finished step folders, oldest first."""
+    found = []
+    for folder in steps.glob("step*") if steps.is_dir() else []:
+        digits = folder.name.removeprefix("step")
+        if digits.isdigit() and (folder / MANIFEST).exists():
+            found.append((int(digits), folder))
+    return sorted(found)
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def temporary_folder(steps: Path, step: int, attempt: str) -> Path:
+    """Where a save is prepared. `attempt` is the run's start, so that leftovers of a killed run are never mistaken for ours."""
+    return steps / f".{step_name(step)}.tmp-{attempt}"
+
+
+def write_rank(folder: Path, rank: int, n_ranks: int, groups: Mapping[str, Mapping[str, Shard]]) -> None:
+    """Write one file per group ("model", "optim", "rng") with this rank's shards, then the record of them.
+
+    Raises:
+        CheckpointError: the file system refused; names the file.
+    """
+    record: dict[str, Any] = {"files": {}, "tensors": {}}
+    name = ""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for group, shards in groups.items():
+            name = f"{group}-{rank:05d}-of-{n_ranks:05d}.safetensors"
+            kept = {key: shard for key, shard in shards.items() if shard.tensor.numel()}
+            record["files"][name] = _write_safetensors(folder / name, kept)
+            record["tensors"][group] = {
+                key: {
+                    "dtype": _DTYPES[s.tensor.dtype],
+                    "shape": list(s.shape),
+                    "file": name,
+                    "start": s.start,
+                    "stop": s.start + len(s.tensor),
+                }
+                for key, s in kept.items()
+            }
+        name = _record_name(rank)
+        _write_synced(folder / name, json.dumps(record).encode())
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder / name}: {error.strerror or error}; free space or mend the file system, the run's other "
+            "checkpoints are untouched"
+        ) from error
+
+
+def commit(
+    folder: Path,
+    final: Path,
+    n_ranks: int,
+    info: Mapping[str, Any],
+    texts: Mapping[str, str],
+    cancelled: threading.Event,
+) -> bool:
+    """Wait for the records of all ranks, write the texts and the manifest, and rename `folder` to `final`. False if cancelled.
+
+    Raises:
+        CheckpointError: the file system refused, or `final` exists.
+    """
+    try:
+        while not all((folder / _record_name(rank)).exists() for rank in range(n_ranks)):
+            if cancelled.wait(0.02):
+                return False
+        files: dict[str, Any] = {}
+        tensors: dict[str, dict[str, Any]] = {}
+        for rank in range(n_ranks):
+            record = json.loads((folder / _record_name(rank)).read_text())
+            files |= record["files"]
+            for group, entries in record["tensors"].items():
+                _merge(tensors.setdefault(group, {}), entries)
+        for name, text in texts.items():
+            data = text.encode()
+            _write_synced(folder / name, data)
+            files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            **info,
+            "files": dict(sorted(files.items())),
+            "tensors": tensors,
+        }
+        _write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+        for rank in range(n_ranks):
+            (folder / _record_name(rank)).unlink()
+        _sync_folder(folder)
+        if final.exists():
+            raise CheckpointError(f"{final} exists already; a step folder is never overwritten: move it away")
+        os.rename(folder, final)
+        _sync_folder(final.parent)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or folder}: {error.strerror or error}; the step was not saved") from error
+    return True
+
+
+def remove_step(folder: Path) -> None:
+    """Delete a step folder. It loses its name first, so that no half-deleted folder looks complete."""
+    doomed = folder.with_name(f".{folder.name}.deleted-{time.time_ns()}")
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _record_name(rank: int) -> str:
+    return f"rank-{rank:05d}.json"
+
+
+def _merge(tensors: dict[str, Any], entries: Mapping[str, Any]) -> None:
+    for key, entry in entries.items():
+        whole = tensors.setdefault(key, {"dtype": entry["dtype"], "shape": entry["shape"], "shards": []})
+        whole["shards"].append({name: entry[name] for name in ("file", "start", "stop")})
+
+
+def _write_safetensors(path: Path, shards: Mapping[str, Shard]) -> dict[str, Any]:
+    """Write a safetensors file, hashing on the way. (The library's writer hashes nothing and would need a second pass.)"""
+    header: dict[str, Any] = {}
+    offset = 0
+    for key, shard in shards.items():
+        size = shard.tensor.numel() * shard.tensor.element_size()
+        header[key] = {
+            "dtype": _DTYPES[shard.tensor.dtype],
+            "shape": list(shard.tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for data in (len(text).to_bytes(8, "little"), text, *(_bytes(s.tensor) for s in shards.values())):
+            file.write(data)
+            digest.update(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": 8 + len(text) + offset, "sha256": digest.hexdigest()}
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """The memory of a tensor, as a buffer, without a copy."""
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    """Whole or not at all, and on the disk when it returns."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a step folder.
+
+    Raises:
+        CheckpointError: there is none (the save never finished), or it is not ours.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} has no {MANIFEST}: not a finished step folder; see the finished ones with `olmo checkpoints list`"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+        raise CheckpointError(f"{folder / MANIFEST} is not of format {FORMAT} version {VERSION}")
+    return manifest
+
+
+def verify_files(folder: Path, manifest: Mapping[str, Any], names: Iterable[str] | None = None) -> list[str]:
+    """Problems of the named files (all of them by default): missing, wrong size, wrong SHA-256."""
+    problems = []
+    for name in manifest["files"] if names is None else names:
+        entry, path = manifest["files"][name], folder / name
+        try:
+            if path.stat().st_size != entry["bytes"]:
+                problems.append(f"{path}: {path.stat().st_size} bytes, the manifest says {entry['bytes']}")
+                continue
+            with open(path, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != entry["sha256"]:
+                problems.append(f"{path}: SHA-256 {found}, the manifest says {entry['sha256']}: its content changed")
+        except OSError as error:
+            problems.append(f"{path}: {error.strerror}")
+    return problems
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The small values of a run at that step (`state.json`)."""
+    try:
+        state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'state.json'} cannot be read: {error}") from error
+    return state
+
+
+def load_rows(
+    folder: Path, manifest: Mapping[str, Any], group: str, wanted: Mapping[str, tuple[int, int] | None]
+) -> dict[str, Tensor]:
+    """Rows [start, stop) of each wanted tensor of a group, from however many files they lie in; None: the whole tensor.
+
+    Raises:
+        CheckpointError: a tensor is not in the folder, or its rows do not cover what is wanted.
+    """
+    entries = manifest["tensors"].get(group, {})
+    missing = [key for key in wanted if key not in entries]
+    if missing:
+        raise CheckpointError(
+            f"{folder}: no {group} tensor {missing[0]!r} (and {len(missing) - 1} more); it was written by another model"
+        )
+    opened: dict[str, Any] = {}
+    out = {}
+    try:
+        for key, rows in wanted.items():
+            entry = entries[key]
+            start, stop = rows if rows is not None else (0, entry["shape"][0])
+            parts, at = [], start
+            for shard in sorted(entry["shards"], key=lambda s: int(s["start"])):
+                a, b = max(at, shard["start"]), min(stop, shard["stop"])
+                if a < b:
+                    file = opened.setdefault(shard["file"], None) or safe_open(str(folder / shard["file"]), "pt")
+                    opened[shard["file"]] = file
+                    parts.append(file.get_slice(key)[a - shard["start"] : b - shard["start"]])
+                    at = b
+            if at < stop:
+                raise CheckpointError(f"{folder}: {group} tensor {key!r} has no rows from {at} on, wanted up to {stop}")
+            out[key] = parts[0] if len(parts) == 1 else torch.cat(parts) if parts else _empty(entry)
+    except CheckpointError:
+        raise
+    except Exception as error:  # safetensors raises its own class, which is no subclass of anything useful
+        raise CheckpointError(
+            f"{folder}: a {group} file cannot be read: {error}; check it with `olmo checkpoints verify {folder}`"
+        ) from error
+    return out
+
+
+def _empty(entry: Mapping[str, Any]) -> Tensor:
+    dtype = {name: dtype for dtype, name in _DTYPES.items()}[entry["dtype"]]
+    return torch.empty((0, *entry["shape"][1:]), dtype=dtype)

@@ -1,0 +1,142 @@
+"""When and how a run saves: snapshot, background writing, agreement about failures, retention. The format is checkpoint.py's."""
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from olmo_train import checkpoint
+from olmo_train.checkpoint import Shard
+from olmo_train.config.train import CheckpointConfig
+from olmo_train.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LocalPart:
+    """This rank's rows of one tensor, still live; `is_mine` is False where a replica writes them."""
+
+    tensor: Tensor
+    start: int
+    shape: tuple[int, ...]
+    is_mine: bool = True
+
+
+def is_due(config: CheckpointConfig, step: int, last_step: int) -> str | None:
+    """PERMANENT, EPHEMERAL or None: what to save after `step`."""
+    log_spaced = config.save_log_spaced and step <= config.save_every and (step & (step - 1)) == 0
+    if step % config.save_every == 0 or step == last_step or log_spaced:
+        return checkpoint.PERMANENT if step > 0 or config.save_log_spaced else None
+    if config.ephemeral_every is not None and step % config.ephemeral_every == 0:
+        return checkpoint.EPHEMERAL
+    return None
+
+
+class Saver:
+    """Saves one step at a time. All ranks call every method at the same step."""
+
+    def __init__(
+        self,
+        steps: Path,
+        config: CheckpointConfig,
+        rank: tuple[int, int],
+        attempt: str,
+        any_rank: Callable[[bool], bool],
+    ) -> None:
+        """`rank`: (rank, ranks). `any_rank`: whether a flag is set on some rank (a collective)."""
+        self.steps, self.config, self.attempt, self._any_rank = steps, config, attempt, any_rank
+        self.rank, self.n_ranks = rank
+        self._staged: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._written, self._cancelled = threading.Event(), threading.Event()
+        self._error: Exception | None = None
+        self._pending_step = 0
+        self.failures = 0
+
+    def save(self, step: int, kind: str, parts: Mapping[str, Mapping[str, LocalPart]], texts: Mapping[str, str]) -> None:
+        """Take a snapshot of `parts` (by group) and write it; returns before the disk is done if saves are asynchronous.
+
+        Raises:
+            CheckpointError: too many saves in a row have failed.
+        """
+        self.settle()
+        groups = {group: self._snapshot(group, members) for group, members in parts.items()}
+        self._written.clear()
+        self._cancelled.clear()
+        self._error, self._pending_step = None, step
+        self._thread = threading.Thread(target=self._write, args=(step, kind, groups, dict(texts)), name="saver")
+        self._thread.start()
+        if not self.config.async_save:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait until the save in progress is finished on all ranks, and agree on whether it succeeded."""
+        if self._thread is None:
+            return
+        self._written.wait()
+        if self._any_rank(self._error is not None):
+            self._cancelled.set()  # rank 0 must not wait for the records of a rank that failed
+        self._thread.join()
+        self._thread = None
+        if not self._any_rank(self._error is not None):
+            self.failures = 0
+            return
+        self.failures += 1
+        log.error(
+            "checkpoint of step %d failed (%d in a row): %s",
+            self._pending_step,
+            self.failures,
+            self._error or "on another rank",
+        )
+        if self.failures >= self.config.max_failures:
+            raise CheckpointError(
+                f"{self.failures} saves in a row failed, the last at step {self._pending_step}: "
+                f"{self._error or 'on another rank'}"
+            )
+
+    def _snapshot(self, group: str, members: Mapping[str, LocalPart]) -> dict[str, Shard]:
+        """Copies on the CPU, in buffers kept from save to save (pinned for a GPU): a save costs a copy and no allocation."""
+        shards = {}
+        for name, part in members.items():
+            if not part.is_mine:
+                continue
+            key = f"{group}/{name}"
+            on_gpu = part.tensor.device.type == "cuda"
+            if key not in self._staged or self._staged[key].shape != part.tensor.shape:
+                self._staged[key] = torch.empty(part.tensor.shape, dtype=part.tensor.dtype, pin_memory=on_gpu)
+            self._staged[key].copy_(part.tensor.detach(), non_blocking=on_gpu)
+            shards[name] = Shard(self._staged[key], part.start, part.shape)
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
+        return shards
+
+    def _write(self, step: int, kind: str, groups: Mapping[str, Mapping[str, Shard]], texts: Mapping[str, str]) -> None:
+        folder = checkpoint.temporary_folder(self.steps, step, self.attempt)
+        try:
+            checkpoint.write_rank(folder, self.rank, self.n_ranks, groups)
+            self._written.set()
+            if self.rank == 0:
+                info: dict[str, Any] = {"step": step, "kind": kind, "n_ranks": self.n_ranks}
+                if checkpoint.commit(folder, self.steps / checkpoint.step_name(step), self.n_ranks, info, texts, self._cancelled):
+                    self._prune()
+        except Exception as error:  # carried to the training thread, which reports and counts it in `settle`
+            self._error = error
+        finally:
+            self._written.set()
+
+    def _prune(self) -> None:
+        """Delete all but the newest ephemeral steps. Permanent ones are never touched."""
+        ephemeral = [
+            folder
+            for _, folder in checkpoint.list_steps(self.steps)
+            if json.loads((folder / checkpoint.MANIFEST).read_text())["kind"] == checkpoint.EPHEMERAL
+        ]
+        for folder in ephemeral[: max(len(ephemeral) - self.config.keep_ephemeral, 0)]:
+            checkpoint.remove_step(folder)

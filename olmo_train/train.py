@@ -1,0 +1,269 @@
+"""Train: compose the config, check it, build everything in order, run.   olmo train run_name=first model=tiny_moe data=demo
+
+token shards + config  ->  runs/<run_name>/{config.yaml, provenance.json, metrics.jsonl, data.jsonl, steps/...}
+"""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from olmo_train.config.model import BalanceScope
+from olmo_train.config.train import TrainConfig
+from olmo_train.data.loader import Loader, open_sources, prepare_sources, source_corpus
+from olmo_train.data.order import DataOrder, Source
+from olmo_train.data.shards import Corpus
+from olmo_train.downstream import TaskEvaluator, find_task_problems
+from olmo_train.errors import ConfigError, ShardError, run_command
+from olmo_train.evaluate import HeldoutEvaluator
+from olmo_train.kernels.choose import choose_kernels, find_kernel_problems
+from olmo_train.metrics import MetricsLog, peak_flops
+from olmo_train.model.init import initial_rows
+from olmo_train.model.shapes import param_shapes, vocab_rows
+from olmo_train.model.size import FLOPS_CONVENTION, count_params, flops_per_token
+from olmo_train.model.transformer import Transformer
+from olmo_train.optim.adamw import AdamW
+from olmo_train.optim.guard import Guard
+from olmo_train.parallel.collectives import any_rank, from_main
+from olmo_train.parallel.fsdp import DTYPES, local, local_rows, materialize, shard
+from olmo_train.parallel.memory import keep_freed_memory
+from olmo_train.parallel.mesh import Layout, init_distributed, world
+from olmo_train.problems import find_problems
+from olmo_train.provenance import provenance
+from olmo_train.resume import Live, Progress, load_weights, newest_good_step, resume, verify_together
+from olmo_train.rng import seed_everything
+from olmo_train.run_folder import RunFolder
+from olmo_train.saver import Saver
+from olmo_train.schema import run_hydra, to_plain
+from olmo_train.train_step import TrainStep
+from olmo_train.trainer import Parts, Trainer
+
+log = logging.getLogger("olmo_train")
+
+
+def main(argv: list[str]) -> None:
+    """Compose the config from `argv` and train."""
+    keep_freed_memory()
+    run_hydra(train, "train", TrainConfig, find_all_problems, argv)
+
+
+def train(run: TrainConfig) -> None:
+    """Run a checked config to its end; the table of contents of this project."""
+    layout = init_distributed(run.parallel)
+    _start_logging(layout)
+    seed_everything(run.seed, layout.rank)
+    folder = RunFolder(run, layout)
+    try:
+        sources = _open_data(run, layout, folder.path)
+        order = DataOrder(sources, run.seed, run.data.seq_len, run.data.global_batch_size)
+        live = _build(run, layout, order)
+        progress = _begin(run, live, folder.steps)
+        parts = _assemble(run, live, sources, progress, folder)
+        if progress.step >= run.max_tokens // run.data.global_batch_size:
+            log.info("run %s is complete: step %d is saved in %s", run.run_name, progress.step, folder.steps)
+            return
+        Trainer(run, parts).fit()
+        log.info(
+            "run %s: step %d of %d is saved in %s",
+            run.run_name,
+            progress.step,
+            run.max_tokens // run.data.global_batch_size,
+            folder.steps,
+        )
+    finally:
+        folder.close()
+    dist.destroy_process_group()
+
+
+# ---- checks, before anything is allocated ----------------------------------------------------------------------------------
+
+
+def find_all_problems(run: TrainConfig) -> list[str]:
+    """Problems of the values, the kernels, the tasks and the data; needs no process group and reads no token."""
+    problems = find_problems(run, n_ranks=world()[1])
+    moe = run.model.moe
+    widths = {} if moe is None else {"model.d_model": run.model.d_model, "model.moe.d_expert": moe.d_expert}
+    problems += find_kernel_problems(asdict(run.kernels), widths, DTYPES[run.parallel.compute_dtype].itemsize)
+    if run.parallel.device == "cuda" and not torch.cuda.is_available():
+        problems.append("parallel.device=cuda, but torch finds no CUDA device; use parallel.device=cpu or a CUDA build of torch")
+    corpora: list[Corpus] = []
+    for name, source in run.data.sources.items():
+        if source.path is None or source.files is not None or not Path(source.path).exists():
+            continue  # reported by find_problems, or made later from published files
+        try:
+            corpora.append(Corpus(source.path))
+            problems += [f"data.sources.{name}: {problem}" for problem in corpora[-1].verify("size")]
+        except ShardError as error:
+            problems.append(f"data.sources.{name}.path: {error}")
+            continue
+        if source.select is not None and source.select not in corpora[-1].manifest.sources:
+            have = ", ".join(corpora[-1].manifest.sources)
+            problems.append(f"data.sources.{name}.select={source.select} is not a source of {source.path}; it has {have}")
+        if corpora[-1].manifest.vocab_size > vocab_rows(run.model):
+            problems.append(
+                f"data.sources.{name}: ids go up to {corpora[-1].manifest.vocab_size - 1}, the model has "
+                f"{vocab_rows(run.model)} rows; "
+                f"set model.vocab_size={corpora[-1].manifest.vocab_size} or use shards of the model's tokenizer"
+            )
+    return problems + _corpora_problems(run, corpora)
+
+
+def _corpora_problems(run: TrainConfig, corpora: list[Corpus]) -> list[str]:
+    """Problems that show only when all sources are looked at together."""
+    problems = []
+    tokenizers = {corpus.manifest.tokenizer_sha256: corpus.folder for corpus in corpora if corpus.manifest.tokenizer_sha256}
+    if len(tokenizers) > 1:
+        problems.append(
+            f"data.sources: {' and '.join(str(folder) for folder in tokenizers.values())} were made with different tokenizers; "
+            "tokenize them with one"
+        )
+    all_open = corpora and len(corpora) == len(run.data.sources)
+    if (
+        all_open
+        and run.eval.eval_every is not None
+        and not run.eval.tasks
+        and not any(e.heldout_tokens for c in corpora for e in c.manifest.files)
+    ):
+        problems.append(
+            "eval.eval_every is set, but no source holds documents out; write the manifest with heldout_frac, or "
+            "set eval.eval_every=null"
+        )
+    return problems + find_task_problems(run.eval, _task_tokenizer(run, corpora))
+
+
+def _task_tokenizer(run: TrainConfig, corpora: list[Corpus]) -> Path | None:
+    if run.eval.task_tokenizer is not None:
+        return Path(run.eval.task_tokenizer)
+    return next((path for corpus in corpora if (path := corpus.tokenizer_path()) is not None), None)
+
+
+# ---- building, in order ----------------------------------------------------------------------------------------------------
+
+
+def _open_data(run: TrainConfig, layout: Layout, folder: Path) -> list[Source]:
+    """Open the sources; rank 0 makes missing manifests and checks contents, all ranks hear of what it found."""
+    problems: list[str] = []
+    if layout.is_main:
+        try:
+            prepare_sources(run.data, folder / "data", run.model.vocab_size)
+            for name in run.data.sources:
+                problems += source_corpus(run.data, name, folder / "data").verify(run.data.verify)
+        except ShardError as error:
+            problems.append(str(error))
+    problems = from_main(layout, problems)
+    if problems:
+        raise ShardError("\n".join(problems))
+    return open_sources(run.data, folder / "data")
+
+
+def _build(run: TrainConfig, layout: Layout, order: DataOrder) -> Live:
+    """Model, optimizer and guard, laid over the ranks; weights are not filled yet."""
+    kernels = choose_kernels(asdict(run.kernels), layout.device)
+    with torch.device("meta"):
+        model = Transformer(run.model, kernels)
+    shard(model, model.fsdp_units(), layout, run.parallel)
+    materialize(model, layout.device)
+    kinds = {shape.name: shape.kind for shape in param_shapes(run.model)}
+    optimizer = AdamW({name: local(param) for name, param in model.named_parameters()}, kinds, run.optim)
+    _describe(run, layout, order, kernels.describe())
+    return Live(layout, model, optimizer, Guard(run.optim.skip, layout.device), order)
+
+
+def _begin(run: TrainConfig, live: Live, steps: Path) -> Progress:
+    """Fill the weights: from this run's newest good step, or another run's, or at random."""
+    newest = newest_good_step(steps, live.layout)
+    if newest is not None:
+        progress = resume(live, run, newest)
+        log.info("resumed after step %d from %s", progress.step, newest)
+        return progress
+    if run.load is not None:
+        folder = Path(run.load.path)
+        problems = verify_together(folder, live.layout)
+        if problems:
+            raise ConfigError([f"load.path: {problem}" for problem in problems])
+        state = load_weights(live, folder, run.load.optimizer_state)
+        log.info("began with the weights of %s", folder)
+        return Progress(peak_lr=run.optim.lr if run.optim.lr is not None else state["lr"])
+    params = dict(live.model.named_parameters())
+    with torch.no_grad():
+        for shape in param_shapes(run.model):
+            rows = local_rows(params[shape.name], live.layout)
+            local(params[shape.name]).copy_(initial_rows(shape, run.model, run.seed, rows))
+    assert run.optim.lr is not None  # find_problems
+    return Progress(peak_lr=run.optim.lr)
+
+
+def _assemble(run: TrainConfig, live: Live, sources: list[Source], progress: Progress, folder: RunFolder) -> Parts:
+    """Everything around the model."""
+    layout = live.layout
+    corpora = {source.name: source_corpus(run.data, source.name, folder.path / "data") for source in sources}
+    token_bytes = {name: corpus.token_bytes() for name, corpus in corpora.items()}
+    tokenizer = _task_tokenizer(run, list(corpora.values()))
+    peak, peak_source = peak_flops(run.metrics, layout.device)
+    facts: dict[str, Any] = {
+        "from_step": progress.step, "kernels": asdict(live.model.kernels), "flops_convention": FLOPS_CONVENTION,
+        "peak_flops": {"value": peak, "source": peak_source}, **provenance(layout.n_ranks, layout.device),
+    }  # fmt: skip
+    return Parts(
+        live=live,
+        train_step=TrainStep(live.model, live.optimizer, live.guard, layout, run),
+        loader=Loader(live.order, run.data, layout.rank, layout.n_ranks),
+        heldout=HeldoutEvaluator(sources, token_bytes, run.data, layout, run.eval.max_instances),
+        tasks=TaskEvaluator(run.eval, run.data, tokenizer, layout) if run.eval.tasks and tokenizer else None,
+        saver=Saver(
+            folder.steps,
+            run.checkpoint,
+            (layout.rank, layout.n_ranks),
+            folder.attempt,
+            lambda flag: any_rank(layout, flag),
+        ),
+        metrics=MetricsLog(folder.path, run, layout.is_main, to_plain(run)),
+        progress=progress,
+        flops_per_token=flops_per_token(run.model, run.data.seq_len),
+        peak_flops=peak,
+        provenance=folder.add_start(facts) if layout.is_main else "",
+    )
+
+
+# ---- telling ---------------------------------------------------------------------------------------------------------------
+
+
+def _start_logging(layout: Layout) -> None:
+    prefix = "" if layout.n_ranks == 1 else f"rank {layout.rank}: "
+    logging.basicConfig(
+        level=logging.INFO if layout.is_main else logging.WARNING,
+        format=f"%(asctime)s {prefix}%(message)s",
+        datefmt="%H:%M:%S",
+    )
+
+
+def _describe(run: TrainConfig, layout: Layout, order: DataOrder, kernels: str) -> None:
+    counts, data = count_params(run.model), run.data
+    micro_steps = data.global_batch_size // (data.micro_batch_size * layout.n_ranks)
+    log.info("%s: %s parameters, %s active per token", run.run_name, f"{counts.total:,}", f"{counts.active:,}")
+    log.info("%d steps of %s tokens: %d instances of %d, %d ranks x %d micro-steps; instances per epoch: %s",
+             run.max_tokens // data.global_batch_size, f"{data.global_batch_size:,}", order.rows, data.seq_len,
+             layout.n_ranks, micro_steps,
+             ", ".join(f"{name} {n:,}" for name, n in order.instances_per_epoch().items()))  # fmt: skip
+    mesh = " x ".join(f"{name} {size}" for name, size in zip(layout.mesh.mesh_dim_names or (), layout.mesh.shape, strict=True))
+    log.info("%s, mesh %s, compute in %s; kernels: %s", layout.device, mesh, run.parallel.compute_dtype, kernels)
+    moe = run.model.moe
+    if (
+        moe is not None
+        and moe.load_balancing_scope == BalanceScope.GLOBAL
+        and moe.load_balancing_loss_weight > 0
+        and micro_steps > 1
+    ):
+        log.info(
+            "model.moe.load_balancing_scope=global with %d micro-steps: an extra forward pass of each counts the "
+            "expert loads first; "
+            "a larger data.micro_batch_size saves it, scope=running avoids it and depends on the layout",
+            micro_steps,
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
