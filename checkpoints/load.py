@@ -1,0 +1,45 @@
+"""A whole model, unsharded, from a step folder."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from olmo_train.checkpoint import load_rows, read_manifest
+from olmo_train.config.train import KernelsConfig, TrainConfig
+from olmo_train.data.shards import Corpus
+from olmo_train.errors import CheckpointError, ConfigError
+from olmo_train.kernels.choose import choose_kernels
+from olmo_train.model.transformer import Transformer
+from olmo_train.schema import read_yaml
+from olmo_train.tokenizer import Tokenizer
+
+
+def load_model(folder: Path, device: torch.device) -> tuple[Transformer, TrainConfig]:
+    """The model of a step folder in float32, in evaluation mode, and the config of its run.
+
+    Raises:
+        CheckpointError: the folder is not whole.
+    """
+    run = read_yaml(folder / "config.yaml", TrainConfig)
+    manifest = read_manifest(folder)
+    with torch.device("meta"):
+        model = Transformer(run.model, choose_kernels(asdict(KernelsConfig()), device))
+    names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+    tensors = load_rows(folder, manifest, "model", dict.fromkeys(sorted(names)))
+    try:
+        model.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder}: its weights do not fit its config.yaml: {error}") from error
+    return model.to(device).eval(), run
+
+
+def tokenizer_of(run: TrainConfig, given: Path | None) -> Tokenizer:
+    """The tokenizer a run's shards were made with, by its manifests; `given` takes precedence."""
+    if given is not None:
+        return Tokenizer(given)
+    for source in run.data.sources.values():
+        path = Corpus(source.path).tokenizer_path() if source.path else None
+        if path is not None:
+            return Tokenizer(path)
+    raise ConfigError("no manifest of this run names a tokenizer; give --tokenizer tokenizer.json")
