@@ -16,6 +16,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -25,6 +26,8 @@ from omegaconf.errors import OmegaConfBaseException
 from olmo_train.errors import ConfigError
 
 T = TypeVar("T")
+_UNRESOLVED = object()
+"""Stands for a value whose interpolation failed; the failure itself is reported where it happens."""
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -42,15 +45,15 @@ def load_config(config_name: str, schema: type[T], overrides: list[str], check: 
     words: dict[str, str] = {}  # dotted name -> override as Hydra shall see it
     for text in overrides:
         _sort_override(text, schema, problems, words)
-    values = _compose(config_name, list(words.values()), problems)
+    values = _compose(config_name, words, problems)
     if values is None:
         raise ConfigError(problems)
     found: list[tuple[str, str]] = []
     run = _convert(values, schema, "", found)
-    problems += [text for _, text in found]
+    problems += [text for _, text in found if text]
     if found:
         bad = [name for name in words if any(_covers(name, path) for path, _ in found)]
-        values = _compose(config_name, [word for name, word in words.items() if name not in bad], [])
+        values = _compose(config_name, {name: word for name, word in words.items() if name not in bad}, [])
         found = []
         run = _convert(values, schema, "", found) if values is not None else None
     if check and not found and run is not None:
@@ -209,18 +212,28 @@ def _name_problem(key: str, schema: type) -> str | None:
     return None
 
 
-def _compose(config_name: str, overrides: list[str], problems: list[str]) -> Any:
-    """The composed values as a plain nested dict, or None after adding to `problems`."""
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
+def _compose(config_name: str, words: dict[str, str], problems: list[str]) -> Any:
+    """The composed values as a plain nested dict, or None; overrides that Hydra refuses are reported and left out."""
     try:
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
-            cfg = hydra.compose(config_name, overrides=overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        problems.append(" ".join(str(error).split()))
-        return None
-    return _resolve(cfg, "", problems)
+        return _resolve(_compose_words(config_name, list(words.values())), "", problems)
+    except (HydraException, OmegaConfBaseException) as whole:
+        for name, word in list(words.items()):
+            try:
+                _compose_words(config_name, [word])
+            except (HydraException, OmegaConfBaseException) as error:
+                problems.append(f"{word.removeprefix('++')}: {' '.join(str(error).split())}")
+                del words[name]
+        try:
+            return _resolve(_compose_words(config_name, list(words.values())), "", problems)
+        except (HydraException, OmegaConfBaseException):
+            problems.append(" ".join(str(whole).split()))
+            return None
+
+
+def _compose_words(config_name: str, words: list[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
+        return hydra.compose(config_name, overrides=words)
 
 
 def _resolve(node: Any, path: str, problems: list[str]) -> Any:
@@ -237,7 +250,7 @@ def _resolve(node: Any, path: str, problems: list[str]) -> Any:
             try:
                 out[str(key)] = _resolve(node[key], here, problems)
             except OmegaConfBaseException as error:
-                out[str(key)] = MISSING
+                out[str(key)] = _UNRESOLVED
                 if "MissingMandatoryValue" not in str(error) and "InterpolationToMissing" not in type(error).__name__:
                     problems.append(f"{here}: {str(error).splitlines()[0]}")
         return out
@@ -251,6 +264,9 @@ def _convert(value: Any, kind: Any, path: str, found: list[tuple[str, str]]) -> 
     """`value` as an instance of `kind`; what does not fit is appended to `found` as (dotted name, problem)."""
     if isinstance(value, str) and value == MISSING:
         found.append((path, f"{path} is missing: give {path}=<{_type_name(kind)}>"))
+        return None
+    if value is _UNRESOLVED:
+        found.append((path, ""))
         return None
     optional = _strip_optional(kind)
     if value is None and optional is not kind:

@@ -1,11 +1,12 @@
 """Where each document stands in a token file: built once from Dolma's `.csv.gz`, then read by binary search.
 
-For a token file the index is four small files under one prefix, all memory-mapped, nothing proportional to the corpus in memory:
+For a token file the index is four small arrays (NumPy's format) under one prefix, memory-mapped; nothing proportional to the
+corpus is held in memory. They are not called .npy, so that no glob takes them for tokens:
 
-    .starts.npy    uint64 (documents + 1,): token offset of each document; the last entry is the length of the file
-    .ids.npy       uint64 (2, documents): hashes of the document ids, sorted, and their ordinals
-    .heldout.npy   int64 (gaps, 3): runs of held-out documents: start, end, held-out tokens before the run
-    .blocks.npy    uint64 (blocks + 1,): byte offset of each block of ROWS_PER_BLOCK rows in the rows file
+    .starts.idx    uint64 (documents + 1,): token offset of each document; the last entry is the length of the file
+    .ids.idx       uint64 (2, documents): hashes of the document ids, sorted, and their ordinals
+    .heldout.idx   int64 (gaps, 3): runs of held-out documents: start, end, held-out tokens before the run
+    .blocks.idx    uint64 (blocks + 1,): byte offset of each block of ROWS_PER_BLOCK rows in the rows file
 
 The rows file is Dolma's format (`start,end,id,src,loc`, no header, gzip) written as one gzip member per block: every reader of
 Dolma's can read it, and ours can seek in it.
@@ -81,7 +82,7 @@ def read_rows(path: Path) -> Iterator[DocumentRow]:
         raise ShardError(
             f"{path} is missing: the sidecar of document spans must stand beside its token file; copy it from "
             "where the shards came, "
-            "or infer it from the end-of-text token with `olmo data manifest --infer-documents`"
+            "or infer it from the end-of-text token with `olmo data manifest infer_documents=true`"
         ) from None
     except (EOFError, OSError, UnicodeDecodeError) as error:
         raise ShardError(f"{path}: damaged after row {number}: {error}; copy it again") from error
@@ -131,12 +132,13 @@ def write_index(prefix: Path, rows_path: Path, rows: Iterable[DocumentRow], n_to
             "the file is truncated, or its dtype is not the one given"
         )
     for suffix, array in (
-        (".starts.npy", np.array(starts, np.uint64)),
-        (".ids.npy", np.array(sorted(ids), np.uint64).reshape(-1, 2).T.copy()),
-        (".heldout.npy", np.array(gaps, np.int64).reshape(-1, 3)),
-        (".blocks.npy", np.array(blocks, np.uint64)),
+        (".starts.idx", np.array(starts, np.uint64)),
+        (".ids.idx", np.array(sorted(ids), np.uint64).reshape(-1, 2).T.copy()),
+        (".heldout.idx", np.array(gaps, np.int64).reshape(-1, 3)),
+        (".blocks.idx", np.array(blocks, np.uint64)),
     ):
-        np.save(_with(prefix, suffix), array)
+        with open(_with(prefix, suffix), "wb") as file:
+            np.save(file, array)
     return IndexCounts(len(ids), heldout_documents, heldout_tokens)
 
 
@@ -161,11 +163,11 @@ class DocumentIndex:
     @cached_property
     def starts(self) -> np.ndarray:
         """uint64 (documents + 1,): token offsets."""
-        return self._load(".starts.npy")
+        return self._load(".starts.idx")
 
     @cached_property
     def _gaps(self) -> np.ndarray:
-        return self._load(".heldout.npy")
+        return self._load(".heldout.idx")
 
     def _load(self, suffix: str) -> np.ndarray:
         path = _with(self.prefix, suffix)
@@ -188,7 +190,7 @@ class DocumentIndex:
 
     def row(self, ordinal: int) -> DocumentRow:
         """Everything known of a document; reads one block of the rows file."""
-        blocks = self._load(".blocks.npy")
+        blocks = self._load(".blocks.idx")
         block = ordinal // ROWS_PER_BLOCK
         try:
             with open(self.rows_path, "rb") as file:
@@ -204,7 +206,7 @@ class DocumentIndex:
 
     def find(self, document_id: str) -> list[int]:
         """Ordinals of the documents with this id (ids should be unique; published corpora have repeats)."""
-        ids, key = self._load(".ids.npy"), np.uint64(id_hash(document_id))
+        ids, key = self._load(".ids.idx"), np.uint64(id_hash(document_id))
         at = int(np.searchsorted(ids[0], key))  # contiguous, so that numpy does not copy it
         ordinals = []
         while at < ids.shape[1] and ids[0, at] == key:

@@ -58,7 +58,7 @@ class Manifest:
     """Tokenizer file, relative to the manifest."""
     tokenizer_sha256: str | None = None
     token_bytes: str | None = None
-    """`.npy` of uint16: UTF-8 bytes each id stands for; None if unknown (then no bits per byte)."""
+    """Array of uint16: UTF-8 bytes each id stands for; None if unknown (then no bits per byte)."""
     files: list[FileEntry] = field(default_factory=list)
 
     @property

@@ -5,8 +5,9 @@
 An *instance* is `seq_len` consecutive tokens of the train stream of one file (the file without its held-out documents; the tail
 shorter than seq_len is dropped, as OLMo and OLMo-core do). A *pool* is a set of sources that are drawn from alike. Without
 weights there is one pool, and every instance is seen once per epoch. With weights every source is a pool: of each BLOCK
-consecutive positions a pool gets a fixed number, in proportion to its weight, at places chosen by a keyed permutation. Draw d of
-a pool of n instances is instance permutation(d mod n) of its epoch d div n; every epoch has a permutation of its own.
+consecutive positions a pool gets a fixed number, in proportion to its weight, at places chosen by a keyed permutation. The d-th
+position that a pool of n instances gets is instance permutation(d mod n) of its epoch d div n; every epoch has a permutation of
+its own.
 
 The global batch of step s (steps count from 1) is positions (s-1) * G .. s * G - 1, G instances; how ranks and micro-batches
 share it out changes nothing.
@@ -26,7 +27,7 @@ from olmo_train.data.shards import ShardFile
 from olmo_train.errors import ShardError
 
 ALGORITHM = "olmo_train.order.1"
-BLOCK = 2**16
+BLOCK = 2**14
 """Positions over which mixture weights hold exactly; a weight is rounded to a multiple of 1/BLOCK."""
 
 
@@ -88,6 +89,16 @@ class Sighting:
     offset_end: int
 
 
+@dataclass(frozen=True)
+class _Block:
+    """The mixture of BLOCK consecutive positions: the pool of each, how many of its pool stand before it in the block, and the
+    positions sorted by pool. This and no more is held of the order in memory."""
+
+    pools: np.ndarray
+    ranks: np.ndarray
+    places: np.ndarray
+
+
 class _Pool:
     """Sources drawn from alike: numbers their instances 0 .. n-1, file after file."""
 
@@ -121,7 +132,7 @@ class DataOrder:
             self._pools = [_Pool(source.name, [source], seq_len, seed) for source in sources]
             self._quotas = _quotas([s.name for s in sources], [float(w or 0.0) for w in weights])
         self._first_slot = np.concatenate([[0], np.cumsum(self._quotas)])
-        self._places = lru_cache(maxsize=64)(lambda block: Permutation(BLOCK, [ALGORITHM, seed, "mixture", block]))
+        self._block = lru_cache(maxsize=64)(self._draw_block)
 
     @cached_property
     def key(self) -> dict[str, Any]:
@@ -191,10 +202,19 @@ class DataOrder:
         blocks = positions // BLOCK
         for block in np.unique(blocks):
             here = blocks == block
-            slots = self._places(int(block)).forward(positions[here] % BLOCK)
-            pools[here] = np.searchsorted(self._first_slot, slots, side="right") - 1
-            draws[here] = block * self._quotas[pools[here]] + slots - self._first_slot[pools[here]]
+            drawn = self._block(int(block))
+            pools[here] = drawn.pools[positions[here] % BLOCK]
+            draws[here] = block * self._quotas[pools[here]] + drawn.ranks[positions[here] % BLOCK]
         return pools, draws
+
+    def _draw_block(self, block: int) -> "_Block":
+        """Which pool each of BLOCK positions draws from: the pools' quotas, dealt out by a permutation of the block's own."""
+        slots = Permutation(BLOCK, [ALGORITHM, self.seed, "mixture", block]).forward(np.arange(BLOCK))
+        pools = np.searchsorted(self._first_slot, slots, side="right") - 1
+        places = np.argsort(pools, kind="stable")
+        ranks = np.empty(BLOCK, np.int64)
+        ranks[places] = np.arange(BLOCK) - self._first_slot[pools[places]]
+        return _Block(pools, ranks, places)
 
     # ---- document -> steps -----------------------------------------------------------------------
 
@@ -230,8 +250,8 @@ class DataOrder:
             draw = epoch * pool.n + int(pool.permutation(epoch).inverse(np.array([number]))[0])
             position = draw
             if len(self._pools) > 1:
-                block, slot = draw // quota, int(self._first_slot[p]) + draw % quota
-                position = block * BLOCK + int(self._places(block).inverse(np.array([slot]))[0])
+                block, rank = divmod(draw, quota)
+                position = block * BLOCK + int(self._block(block).places[self._first_slot[p] + rank])
             if position < limit:
                 positions.append((epoch, position))
         return positions

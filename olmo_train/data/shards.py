@@ -255,8 +255,9 @@ class ShardWriter:
             manifest.tokenizer = "tokenizer.json"
             manifest.tokenizer_sha256 = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
         if token_bytes is not None:
-            np.save(self._work / "token_bytes.npy", token_bytes.astype(np.uint16))
-            manifest.token_bytes = "token_bytes.npy"
+            manifest.token_bytes = "index/token_bytes.idx"
+            with open(self._work / manifest.token_bytes, "wb") as file:
+                np.save(file, token_bytes.astype(np.uint16))
         write_manifest(self._work, manifest)
         os.rename(self._work, self.folder)
         return manifest
@@ -283,7 +284,7 @@ class _OpenFile:
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
-        path, index, rows = f"{self.stem}.npy", f"{self.stem}", f"{self.stem}.csv.gz"
+        path, index, rows = f"{self.stem}.npy", f"index/{self.stem}", f"{self.stem}.csv.gz"
         counts = write_index(self.folder / index, self.folder / rows, self.rows, self.tokens, heldout_frac)
         sha256, blocks = hash_file(self.folder / path)
         return _entry(path, self.source, self.tokens, counts, (index, rows), (self.text_bytes, sha256, blocks))

@@ -1,0 +1,386 @@
+"""The shard format: what is written is read, published files are read unchanged, and damage is named with its place."""
+
+import csv
+import gzip
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from olmo_train.data.document_index import DocumentRow, is_heldout, read_rows
+from olmo_train.data.manifest import BLOCK_BYTES, read_manifest
+from olmo_train.data.shards import Corpus, DescribeOptions, ShardWriter, WriterOptions, describe_shards, dtype_for
+from olmo_train.errors import ShardError
+from tests.corpora import EOS, VOCAB, Spec, document_ids, write_corpus
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    write_corpus(tmp_path / "own")
+    return tmp_path / "own"
+
+
+def dolma_shard(folder: Path, name: str = "part-0-00000", dtype: str = "uint16", n: int = 40) -> list[np.ndarray]:
+    """Write one shard exactly as `dolma tokens` does: a headerless memmap and a `.csv.gz` without header."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(1)
+    documents = [document_ids(rng, 50) for _ in range(n)]
+    tokens = np.concatenate(documents)
+    memmap = np.memmap(folder / f"{name}.npy", dtype=dtype, mode="w+", shape=tokens.shape)
+    memmap[:] = tokens
+    memmap.flush()
+    with gzip.open(folder / f"{name}.csv.gz", "wt", newline="") as file:
+        writer, start = csv.writer(file), 0
+        for i, ids in enumerate(documents):
+            writer.writerow((start, start + len(ids), f'doc "{i}", of\nit', "s3://bucket/x.jsonl.gz", i + 1))
+            start += len(ids)
+    return documents
+
+
+def describe(folder: Path, out: Path, **options: object) -> Corpus:
+    values = {"dtype": "uint16", "vocab_size": VOCAB, "eos_id": EOS, **options}
+    describe_shards({"web": [str(folder / "*.npy")]}, out, DescribeOptions(**values))  # type: ignore[arg-type]
+    return Corpus(out)
+
+
+# ---- reading and writing -------------------------------------------------------------------------------------------------
+
+
+def test_documents_come_back_with_ids_places_and_rows(own: Path) -> None:
+    corpus = Corpus(own)
+    rng = np.random.default_rng(0)
+    written = {("a" if n % 2 == 0 else "b") + f"/{n}": document_ids(rng, 120) for n in range(300)}
+    seen = 0
+    for file in corpus.files:
+        assert file.entry.tokens <= 6000
+        for ordinal in range(file.entry.documents):
+            row = file.index.row(ordinal)
+            assert np.array_equal(file.read(row.start, row.end), written[row.id])
+            assert (row.src, row.loc) == (f"{row.id[0]}.jsonl", int(row.id[2:]) + 1)
+            assert file.index.find(row.id) == [ordinal]
+            seen += 1
+    assert seen == 300
+    assert corpus.find_document("a/0") != []
+    assert corpus.find_document("a/1") == []
+
+
+def test_the_bytes_are_dolmas(own: Path) -> None:
+    """A headerless array, and a gzipped csv without header that the standard library reads."""
+    for entry in read_manifest(own).files:
+        tokens = np.fromfile(own / entry.path, "<u2")
+        assert len(tokens) == entry.tokens
+        with gzip.open(own / entry.rows, "rt", newline="") as file:
+            spans = [(int(r[0]), int(r[1])) for r in csv.reader(file)]
+        assert [a for a, _ in spans] == [0, *[b for _, b in spans[:-1]]]
+        assert spans[-1][1] == entry.tokens
+        assert all(tokens[b - 1] == EOS for _, b in spans)
+
+
+def test_the_same_documents_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_corpus(tmp_path / name)
+    for path in sorted((tmp_path / "one").rglob("*")):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes(), path
+
+
+def test_32_bit_vocabularies(tmp_path: Path) -> None:
+    assert (dtype_for(65536), dtype_for(65537)) == ("uint16", "uint32")
+    options = WriterOptions("uint32", 100_278, 100_257)
+    with ShardWriter(tmp_path / "x", options) as writer:
+        writer.add("a", ("d", "f", 1), np.array([100_277, 65_536, 100_257]), 3)
+        writer.close()
+    assert Corpus(tmp_path / "x").files[0].read(0, 3).tolist() == [100_277, 65_536, 100_257]
+
+
+def test_published_shards_are_read_unchanged(tmp_path: Path) -> None:
+    documents = dolma_shard(tmp_path / "web")
+    before = {p: p.read_bytes() for p in (tmp_path / "web").iterdir()}
+    corpus = describe(tmp_path / "web", tmp_path / "manifest", heldout_frac=0.2)
+    assert {p: p.read_bytes() for p in (tmp_path / "web").iterdir()} == before
+    file = corpus.files[0]
+    for i, ids in enumerate(documents):
+        row = file.index.row(i)
+        assert row.id == f'doc "{i}", of\nit'
+        assert np.array_equal(file.read(row.start, row.end), ids)
+    assert corpus.verify("full") == []
+    assert corpus.check_ids() == []
+    held = [i for i in range(len(documents)) if is_heldout(f'doc "{i}", of\nit', 0.2)]
+    assert file.entry.heldout_documents == len(held) > 0
+
+
+def test_describing_on_several_processes_changes_nothing(tmp_path: Path) -> None:
+    for i in range(3):
+        dolma_shard(tmp_path / "web", f"part-{i}-00000", n=10 + i)
+    options = DescribeOptions("uint16", VOCAB, EOS)
+    one = describe_shards({"web": [str(tmp_path / "web/*.npy")]}, tmp_path / "one", options, processes=1)
+    two = describe_shards({"web": [str(tmp_path / "web/*.npy")]}, tmp_path / "two", options, processes=2)
+    assert one.fingerprint() == two.fingerprint()
+    assert (tmp_path / "one/manifest.json").read_bytes() == (tmp_path / "two/manifest.json").read_bytes()
+
+
+def test_documents_can_be_inferred_where_there_is_no_sidecar(tmp_path: Path) -> None:
+    documents = dolma_shard(tmp_path / "web")
+    (tmp_path / "web/part-0-00000.csv.gz").unlink()
+    corpus = describe(tmp_path / "web", tmp_path / "manifest", infer_documents=True)
+    assert [np.diff(corpus.files[0].index.starts).tolist()] == [[len(d) for d in documents]]
+    assert corpus.files[0].index.row(3).id == "part-0-00000.npy:3"
+
+
+def test_the_fingerprint_is_of_contents_not_paths(own: Path, tmp_path: Path) -> None:
+    shutil.copytree(own, tmp_path / "copy")
+    assert read_manifest(own).fingerprint() == read_manifest(tmp_path / "copy").fingerprint()
+    write_corpus(tmp_path / "other", Spec(seed=1))
+    assert read_manifest(own).fingerprint() != read_manifest(tmp_path / "other").fingerprint()
+
+
+# ---- held-out documents ----------------------------------------------------------------------------------------------------
+
+
+def test_the_split_is_by_document_and_covers_every_token(own: Path) -> None:
+    for file in Corpus(own).files:
+        n_train = file.entry.tokens - file.entry.heldout_tokens
+        train = [t for a, b in file.index.train_pieces(0, n_train) for t in range(a, b)]
+        held = [t for a, b in file.index.heldout_pieces(0, file.entry.heldout_tokens) for t in range(a, b)]
+        assert sorted(train + held) == list(range(file.entry.tokens))
+        for ordinal in range(file.entry.documents):
+            row = file.index.row(ordinal)
+            inside = is_heldout(row.id, 0.05)
+            assert all((t in held) == inside for t in range(row.start, row.end))
+        for position in (0, n_train // 3, n_train - 1):
+            ((offset, _),) = file.index.train_pieces(position, position + 1)
+            assert file.index.train_position(offset) == position
+        assert all(file.index.train_position(t) is None for t in held)
+
+
+def test_every_cut_of_the_streams_is_the_same_cut_of_the_whole(own: Path) -> None:
+    file = Corpus(own).files[0]
+    n = file.entry.tokens - file.entry.heldout_tokens
+    whole = [t for a, b in file.index.train_pieces(0, n) for t in range(a, b)]
+    held = [t for a, b in file.index.heldout_pieces(0, file.entry.heldout_tokens) for t in range(a, b)]
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        a, b = np.sort(rng.integers(0, n + 1, 2)).tolist()
+        assert [t for x, y in file.index.train_pieces(a, b) for t in range(x, y)] == whole[a:b]
+        a, b = np.sort(rng.integers(0, len(held) + 1, 2)).tolist()
+        assert [t for x, y in file.index.heldout_pieces(a, b) for t in range(x, y)] == held[a:b]
+
+
+def test_a_split_of_nothing_and_of_everything(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "none", Spec(heldout_frac=0.0))
+    write_corpus(tmp_path / "most", Spec(heldout_frac=0.999999))
+    assert all(f.entry.heldout_tokens == 0 for f in Corpus(tmp_path / "none").files)
+    for file in Corpus(tmp_path / "most").files:
+        assert file.index.heldout_pieces(0, file.entry.tokens) == [(0, file.entry.tokens)]
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------------------
+
+
+def first_file(folder: Path) -> Path:
+    return folder / read_manifest(folder).files[0].path
+
+
+def test_a_truncated_file_is_named_with_its_offset(own: Path) -> None:
+    path = first_file(own)
+    data = path.read_bytes()
+    path.write_bytes(data[:101])
+    corpus = Corpus(own)
+    (problem,) = corpus.verify("size")
+    assert (
+        f"{path}: 101 bytes, the manifest says {len(data) // 2} tokens of uint16 = {len(data)} bytes; they part at token 50 (byte 100)"
+        in problem
+    )
+    with pytest.raises(
+        ShardError, match=r"part-00000\.npy: ends at token 50 \(byte 101\), asked for \[40, 60\): the file was truncated"
+    ):
+        corpus.files[0].read(40, 60)
+
+
+def test_a_changed_file_is_named_with_its_block(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "big", WriterOptions("uint16", VOCAB, EOS)) as writer:
+        writer.add("a", ("d", "f", 1), np.full(BLOCK_BYTES, 5), 1)  # two blocks of 2 bytes a token
+        writer.close()
+    path = tmp_path / "big/a/part-00000.npy"
+    data = bytearray(path.read_bytes())
+    data[BLOCK_BYTES + 10] ^= 4
+    path.write_bytes(data)
+    corpus = Corpus(tmp_path / "big")
+    assert corpus.verify("size") == []
+    for level in ("spot", "full"):
+        (problem,) = corpus.verify(level)
+        assert (
+            f"{path}: changed somewhere in bytes [{BLOCK_BYTES}, {2 * BLOCK_BYTES}) = tokens from {BLOCK_BYTES // 2}: crc32 "
+            in problem
+        )
+
+
+def test_an_id_beyond_the_vocabulary_is_named_with_its_place(own: Path) -> None:
+    path = first_file(own)
+    tokens = np.fromfile(path, "<u2")
+    tokens[77] = 500
+    tokens.tofile(path)
+    with pytest.raises(
+        ShardError,
+        match=r"part-00000\.npy: token 77 \(byte 154\) is id 500, beyond the vocabulary of 97: the dtype uint16 is wrong",
+    ):
+        Corpus(own).files[0].read(50, 100)
+    assert "token 77 (byte 154)" in Corpus(own).check_ids()[0]
+
+
+def test_a_missing_token_file_is_named(own: Path) -> None:
+    first_file(own).unlink()
+    (problem,) = Corpus(own).verify("size")
+    assert problem == f"{first_file(own)}: No such file or directory; the manifest lists it"
+    with pytest.raises(ShardError, match=r"cannot read tokens \[0, 1\): .*No such file"):
+        Corpus(own).files[0].read(0, 1)
+
+
+@pytest.mark.parametrize(("dtype", "message"), [("uint32", "documents end at token"), ("uint8", "documents end at token")])
+def test_a_wrong_dtype_is_noticed_by_the_sidecar(tmp_path: Path, dtype: str, message: str) -> None:
+    dolma_shard(tmp_path / "web", dtype="uint16")
+    size = (tmp_path / "web/part-0-00000.npy").stat().st_size
+    if size % 4:  # make both readings possible
+        dolma_shard(tmp_path / "web", n=41)
+    with pytest.raises(
+        ShardError,
+        match=r"no multiple of 4|documents end at token \d+, the token file holds \d+: the file is truncated, or its dtype",
+    ):
+        describe(tmp_path / "web", tmp_path / "manifest", dtype=dtype)
+
+
+def test_a_file_of_half_a_token(tmp_path: Path) -> None:
+    dolma_shard(tmp_path / "web")
+    path = tmp_path / "web/part-0-00000.npy"
+    data = path.read_bytes()
+    path.write_bytes(data + b"x")
+    with pytest.raises(
+        ShardError, match=rf"{len(data) + 1} bytes is no multiple of 2: truncated at byte {len(data)}, or the dtype is not uint16"
+    ):
+        describe(tmp_path / "web", tmp_path / "manifest")
+
+
+def test_a_missing_sidecar_is_named_with_two_remedies(tmp_path: Path) -> None:
+    dolma_shard(tmp_path / "web")
+    (tmp_path / "web/part-0-00000.csv.gz").unlink()
+    with pytest.raises(
+        ShardError, match=r"part-0-00000\.csv\.gz is missing: the sidecar .* copy it from where the shards came, or infer it"
+    ):
+        describe(tmp_path / "web", tmp_path / "manifest")
+    with pytest.raises(ShardError, match="inferring documents needs the end-of-text id: give eos_id"):
+        describe(tmp_path / "web", tmp_path / "manifest", infer_documents=True, eos_id=None)
+
+
+def test_a_damaged_sidecar_is_named_with_its_row(tmp_path: Path) -> None:
+    dolma_shard(tmp_path / "web")
+    sidecar = tmp_path / "web/part-0-00000.csv.gz"
+    data = sidecar.read_bytes()
+    sidecar.write_bytes(data[:-30])
+    with pytest.raises(ShardError, match=r"csv\.gz: damaged after row \d+: .*; copy it again"):
+        describe(tmp_path / "web", tmp_path / "manifest")
+    sidecar.write_bytes(gzip.compress(b"0,5,a,b,1\n5,x,a,b,2\n"))
+    with pytest.raises(ShardError, match=r"row 2 is \['5', 'x', 'a', 'b', '2'\], must be start,end,id,src,loc"):
+        list(read_rows(sidecar))
+    sidecar.write_bytes(gzip.compress(b"0,5,a,b,1\n6,9,c,d,2\n"))
+    with pytest.raises(ShardError, match=r"document 1 \('c'\) spans tokens \[6, 9\), must start at 5, where the one before ends"):
+        describe(tmp_path / "web", tmp_path / "manifest2")
+
+
+def test_no_file_matches(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"source web: no file matches .*\*\.npy"):
+        describe(tmp_path / "nowhere", tmp_path / "manifest")
+    with pytest.raises(ShardError, match="dtype=int16 is not one of uint8, uint16, uint32, uint64"):
+        describe(tmp_path / "nowhere", tmp_path / "manifest", dtype="int16")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[:-20], "cannot be read as JSON"),
+        (lambda text: text.replace('"version": 1', '"version": 9'), "is not a manifest of format olmo_train.shards version 1"),
+        (
+            lambda text: text.replace('"vocab_size": 97', '"vocab_size": 98'),
+            "was changed by hand or damaged (fingerprint does not fit)",
+        ),
+        (
+            lambda text: text.replace('"dtype": "uint16"', '"dtype": "int16"'),
+            "was changed by hand or damaged (dtype int16 does not fit)",
+        ),
+        (lambda text: text.replace('"eos_id": 0,', ""), "has wrong fields"),
+        (
+            lambda text: text.replace('"token_bytes": "index/token_bytes.idx",', ""),
+            "was changed by hand or damaged (lacks ['token_bytes'] does not fit)",
+        ),
+    ],
+)
+def test_a_bad_manifest_is_refused(own: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
+    path = own / "manifest.json"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(ShardError) as caught:
+        Corpus(own)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_manifest_and_a_missing_index(own: Path, tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="does not exist; write it with `olmo data tokenize` or `olmo data manifest`"):
+        Corpus(tmp_path / "nowhere")
+    index = own / "index/a/part-00000.starts.idx"
+    index.write_bytes(b"x")
+    with pytest.raises(
+        ShardError, match=r"starts\.idx: document index cannot be read: .*; write it again with `olmo data manifest`"
+    ):
+        _ = Corpus(own).files[0].index.starts
+    (own / "a/part-00000.csv.gz").write_bytes(b"")
+    with pytest.raises(ShardError, match=r"csv\.gz: block 0 \(documents from 0\) cannot be read"):
+        Corpus(own).files[0].index.row(3)
+    (own / "index/token_bytes.idx").write_bytes(b"x")
+    with pytest.raises(ShardError, match=r"token_bytes\.idx: cannot be read"):
+        Corpus(own).token_bytes()
+    with open(own / "index/token_bytes.idx", "wb") as file:
+        np.save(file, np.ones(5, np.uint16))
+    with pytest.raises(ShardError, match="5 entries, the vocabulary has 97"):
+        Corpus(own).token_bytes()
+
+
+def test_the_writer_refuses_what_would_lose_or_spoil_data(tmp_path: Path) -> None:
+    options = WriterOptions("uint16", VOCAB, EOS)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ShardError, match="there exists already; shards are never overwritten"):
+        ShardWriter(tmp_path / "there", options)
+    with pytest.raises(ShardError, match="document 'd': id 97 is beyond the vocabulary of 97"):
+        with ShardWriter(tmp_path / "new", options) as writer:
+            writer.add("a", ("d", "f", 1), np.array([97]), 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["there"]  # nothing half-written is left
+
+
+def test_a_document_longer_than_a_file_gets_a_file_of_its_own(tmp_path: Path) -> None:
+    """Dolma's writer loops forever here."""
+    with ShardWriter(tmp_path / "x", WriterOptions("uint16", VOCAB, EOS, max_tokens_per_file=10)) as writer:
+        for i, n in enumerate((4, 50, 4, 4)):
+            writer.add("a", (f"d{i}", "f", i), np.ones(n, int), n)
+        manifest = writer.close()
+    assert [entry.tokens for entry in manifest.files] == [4, 50, 8]
+
+
+def test_documents_between_finds_what_overlaps(own: Path) -> None:
+    index = Corpus(own).files[0].index
+    rows = [index.row(i) for i in range(len(index.starts) - 1)]
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        a, b = np.sort(rng.integers(0, rows[-1].end + 1, 2)).tolist()
+        expected = [i for i, row in enumerate(rows) if row.start < b and row.end > a]
+        assert (list(index.documents_between(a, b)) == expected) or a == b
+
+
+def test_rows_of_many_blocks(tmp_path: Path) -> None:
+    from olmo_train.data.document_index import DocumentIndex, write_index
+
+    rows = [DocumentRow(2 * i, 2 * i + 2, f"d{i}", 's,"x"\n', i) for i in range(3000)]
+    counts = write_index(tmp_path / "i", tmp_path / "i.csv.gz", rows, 6000, 0.1)
+    index = DocumentIndex(tmp_path / "i", tmp_path / "i.csv.gz")
+    assert counts.documents == 3000
+    for i in (0, 1023, 1024, 2047, 2048, 2999):
+        assert index.row(i) == rows[i]
+    assert list(read_rows(tmp_path / "i.csv.gz")) == rows  # and as one gzip stream

@@ -1,0 +1,74 @@
+"""The olmo command: quick to answer, complete, and exact about exit statuses."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from olmo_train import cli
+from olmo_train.errors import CheckpointError, ConfigError, ShardError, run_command
+
+HEAVY = ("torch", "transformers", "hydra", "numpy", "tokenizers")
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "olmo_train.cli", *words], capture_output=True, text=True)
+
+
+def test_help_lists_every_verb_and_imports_nothing_heavy() -> None:
+    code = f"import sys; sys.argv = ['olmo', '--help']; from olmo_train.cli import main; main(); print([m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for verb in cli.VERBS:
+        assert f"\n  {verb} " in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_a_module_with_an_entry_point(verb: str) -> None:
+    module = importlib.import_module(cli.VERBS[verb][0])
+    assert callable(module.main)
+    assert module.__doc__
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["data_tools.tokenize_corpus", "data_tools.inspect_batch", "launch.local", "olmo_train.model.size", "olmo_train.data.order"],
+)
+def test_what_needs_no_torch_does_not_import_it(module: str) -> None:
+    code = f"import sys, {module}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unknown_verb_is_named_with_the_nearest_one() -> None:
+    done = run("trian", "run_name=x")
+    assert done.returncode == 2
+    assert "olmo trian run_name=x: no such verb" in done.stderr
+    done = run("data", "tokenise")
+    assert "did you mean data tokenize?" in done.stderr
+
+
+def test_exit_statuses_tell_bad_input_from_a_failed_run(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(error: Exception):  # type: ignore[no-untyped-def]
+        def main(argv: list[str]) -> None:
+            raise error
+
+        return main
+
+    assert run_command(fail(ConfigError("a")), []) == 2
+    assert run_command(fail(ShardError("b")), []) == 2
+    assert run_command(fail(CheckpointError("c")), []) == 1
+    assert run_command(lambda argv: None, []) == 0
+    assert capsys.readouterr().err.splitlines() == ["error: a", "error: b", "error: c"]
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda argv: 1 / 0, [])  # type: ignore[arg-type, return-value]
+
+
+def test_size_prints_the_published_counts() -> None:
+    done = run("size", "experiment=olmoe_1b_7b")
+    assert "6,919,161,856" in done.stdout
+    assert "1,282,017,280" in done.stdout
+    assert "7.8787 GFLOP" in done.stdout
