@@ -287,7 +287,7 @@ def load_rows(
             parts, at = [], start
             for shard in sorted(entry["shards"], key=lambda s: int(s["start"])):
                 a, b = max(at, shard["start"]), min(stop, shard["stop"])
-                if a < b:
+                if a == at and a < b:  # beyond `at` there would be a hole
                     file = opened.setdefault(shard["file"], None) or safe_open(str(folder / shard["file"]), "pt")
                     opened[shard["file"]] = file
                     parts.append(file.get_slice(key)[a - shard["start"] : b - shard["start"]])
