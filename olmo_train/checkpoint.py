@@ -299,7 +299,7 @@ def load_rows(
         raise
     except Exception as error:  # safetensors raises its own class, which is no subclass of anything useful
         raise CheckpointError(
-            f"{folder}: a {group} file cannot be read: {error}; check it with `olmo checkpoints verify {folder}`"
+            f"{folder}: the {group} file cannot be read: {error}; check it with `olmo checkpoints verify {folder}`"
         ) from error
     return out
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -76,30 +77,34 @@ class Saver:
         if not self.config.async_save:
             self.settle()
 
-    def settle(self) -> None:
-        """Wait until the save in progress is finished on all ranks, and agree on whether it succeeded."""
-        if self._thread is None:
-            return
+    def settle(self, is_last: bool = False) -> None:
+        """Wait until the save in progress is finished on all ranks, and agree on whether it succeeded.
+
+        Raises:
+            CheckpointError: too many saves in a row have failed, or this one and no other follows (`is_last`).
+        """
+        if self._thread is not None:
+            self._await_and_agree(self._thread)
+        if self.failures >= (1 if is_last else self.config.max_failures):
+            raise CheckpointError(
+                f"{self.failures} saves in a row failed, the last at step {self._pending_step}: "
+                f"{self._error or 'on another rank'}; the same command continues from the newest step saved"
+            )
+
+    def _await_and_agree(self, thread: threading.Thread) -> None:
         self._written.wait()
         if self._any_rank(self._error is not None):
             self._cancelled.set()  # rank 0 must not wait for the records of a rank that failed
-        self._thread.join()
+        thread.join()
         self._thread = None
         if not self._any_rank(self._error is not None):
             self.failures = 0
             return
         self.failures += 1
-        log.error(
-            "checkpoint of step %d failed (%d in a row): %s",
-            self._pending_step,
-            self.failures,
-            self._error or "on another rank",
-        )
-        if self.failures >= self.config.max_failures:
-            raise CheckpointError(
-                f"{self.failures} saves in a row failed, the last at step {self._pending_step}: "
-                f"{self._error or 'on another rank'}"
-            )
+        if self.rank == 0:  # all ranks have stopped writing; what is half written must not fill the disk
+            shutil.rmtree(checkpoint.temporary_folder(self.steps, self._pending_step, self.attempt), ignore_errors=True)
+        reason = self._error or "on another rank"
+        log.error("checkpoint of step %d failed (%d in a row): %s", self._pending_step, self.failures, reason)
 
     def _snapshot(self, group: str, members: Mapping[str, LocalPart]) -> dict[str, Shard]:
         """Copies on the CPU, in buffers kept from save to save (pinned for a GPU): a save costs a copy and no allocation."""

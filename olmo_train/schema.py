@@ -243,7 +243,7 @@ def _resolve(node: Any, path: str, problems: list[str]) -> Any:
             return None
         out = {}
         for key in node:
-            here = f"{path}.{key}" if path else str(key)
+            here = f"{path}.{key!s}" if path else str(key)
             if OmegaConf.is_missing(node, key):
                 out[str(key)] = MISSING
                 continue

@@ -185,6 +185,11 @@ def _begin(run: TrainConfig, live: Live, steps: Path) -> Progress:
         if problems:
             raise ConfigError([f"load.path: {problem}" for problem in problems])
         state = load_weights(live, folder, run.load.optimizer_state)
+        if run.optim.lr is None and state["lr"] == 0:
+            raise ConfigError(
+                f"optim.lr=null takes the rate at which load.path={folder} stopped, which stopped at a learning rate of 0; "
+                "give optim.lr, or load an earlier checkpoint"
+            )
         log.info("began with the weights of %s", folder)
         return Progress(peak_lr=run.optim.lr if run.optim.lr is not None else state["lr"])
     params = dict(live.model.named_parameters())

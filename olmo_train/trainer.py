@@ -103,14 +103,14 @@ class Trainer:
                     stop = stopping()
                     self._save_if_due(step, must=stop or step == last)
                     if stop:
-                        self.parts.saver.settle()
+                        self.parts.saver.settle(is_last=True)
                         log.warning("stopped by a signal after step %d, which is saved; the same command continues", step)
                         raise StoppedBySignal
                     collect(step)
             finally:
                 steps.close()  # type: ignore[attr-defined]  # ends the reading thread
                 self.parts.metrics.close()
-        self.parts.saver.settle()
+        self.parts.saver.settle(is_last=True)
 
     # ---- one step ----------------------------------------------------------------------------------
 

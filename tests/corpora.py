@@ -27,8 +27,10 @@ class Spec:
 
 
 def document_ids(rng: np.random.Generator, max_length: int) -> np.ndarray:
-    """A walk that mostly goes up by one or two: predictable, but not wholly. Ends in EOS."""
+    """A walk that mostly goes up by one or two: predictable, but not wholly; one in ten repeats itself. Ends in EOS."""
     length = int(rng.integers(1, max_length))
+    if rng.random() < 0.1:
+        return np.append(np.resize(rng.integers(1, VOCAB, 3), length), EOS)
     steps = rng.choice([1, 2, 7], size=length, p=[0.6, 0.3, 0.1])
     walk = 1 + (int(rng.integers(1, VOCAB)) + np.cumsum(steps)) % (VOCAB - 1)
     return np.append(walk, EOS)

@@ -6,6 +6,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -14,16 +15,33 @@ mp_context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "olmo_trai
 TIMEOUT_S = 300.0
 
 
-class RankFailed(AssertionError):
+class RankError(AssertionError):
     """A rank ended with an exception or without a result; the message holds its traceback."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A running rank, and where its result will come from."""
+
+    process: Any
+    connection: Connection
 
 
 def spawn(function: Callable[..., Any], n_ranks: int, *args: Any) -> list[Any]:
     """Call `function(*args)` on `n_ranks` processes with torchrun's environment; return the results in rank order.
 
     Raises:
-        RankFailed: with the traceback of the first rank that failed.
+        RankError: with the traceback of the first rank that failed.
     """
+    results = collect(start(function, n_ranks, *args))
+    failures = [result for result in results if isinstance(result, RankError)]
+    if failures:  # the first error, not its echo on other ranks
+        raise next((failure for failure in failures if "Connection" not in str(failure)), failures[0])
+    return results
+
+
+def start(function: Callable[..., Any], n_ranks: int, *args: Any) -> list[Rank]:
+    """Start `function(*args)` on `n_ranks` processes and return at once."""
     port = _free_port()
     ranks = []
     for rank in range(n_ranks):
@@ -33,18 +51,18 @@ def spawn(function: Callable[..., Any], n_ranks: int, *args: Any) -> list[Any]:
         process = mp_context.Process(target=_run, args=(theirs, environment, function, args), daemon=True)
         process.start()
         theirs.close()
-        ranks.append((process, ours))
-    results = [_result(connection) for _, connection in ranks]
-    for process, _ in ranks:
-        process.join(10)
-        if process.is_alive():
-            process.kill()
-    for failure in results:
-        if isinstance(failure, RankFailed) and "Connection" not in str(failure):  # the first error, not its echo on other ranks
-            raise failure
-    for failure in results:
-        if isinstance(failure, RankFailed):
-            raise failure
+        ranks.append(Rank(process, ours))
+    return ranks
+
+
+def collect(ranks: list[Rank]) -> list[Any]:
+    """Wait for all ranks; a rank that failed or was killed gives a RankError instead of a result."""
+    results = [_result(rank.connection) for rank in ranks]
+    for rank in ranks:
+        rank.process.join(10)
+        if rank.process.is_alive():
+            rank.process.kill()
+            rank.process.join()
     return results
 
 
@@ -52,9 +70,9 @@ def _result(connection: Connection) -> Any:
     try:
         if connection.poll(TIMEOUT_S):
             return connection.recv()
-        return RankFailed(f"no result after {TIMEOUT_S} s")
+        return RankError(f"no result after {TIMEOUT_S} s")
     except EOFError:
-        return RankFailed("Connection closed without a result: the process was killed")
+        return RankError("Connection closed without a result: the process was killed")
 
 
 def _run(connection: Connection, environment: dict[str, str], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -64,11 +82,11 @@ def _run(connection: Connection, environment: dict[str, str], function: Callable
     except SystemExit as error:
         result = error.code
     except BaseException:
-        result = RankFailed(traceback.format_exc())
+        result = RankError(traceback.format_exc())
     try:
         connection.send(result)
     except Exception:
-        connection.send(RankFailed(traceback.format_exc()))
+        connection.send(RankError(traceback.format_exc()))
     connection.close()
     sys.stdout.flush()
     os._exit(0)

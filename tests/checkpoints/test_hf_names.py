@@ -16,14 +16,23 @@ def model_of(*overrides: str) -> ModelConfig:
 
 @pytest.mark.parametrize(
     ("model", "kind"),
-    [("olmoe_1b_7b", "olmoe"), ("olmo_1b", "olmo"), ("olmo2_32b", "olmo2"), ("olmo3_7b", "olmo3"), ("tiny_moe", "olmoe"), ("tiny_dense", "olmo2")],
+    [
+        ("olmoe_1b_7b", "olmoe"),
+        ("olmo_1b", "olmo"),
+        ("olmo2_32b", "olmo2"),
+        ("olmo3_7b", "olmo3"),
+        ("tiny_moe", "olmoe"),
+        ("tiny_dense", "olmo2"),
+    ],
 )
 def test_each_model_has_its_class(model: str, kind: str) -> None:
     assert hf_model_type(model_of(f"model={model}")) == kind
 
 
 def test_every_reason_is_given() -> None:
-    model = model_of("model=tiny_moe", "model.moe.n_shared_experts=1", "model.moe.gate=sigmoid", "model.qk_norm=head", "model.sliding_window=8")
+    model = model_of(
+        "model=tiny_moe", "model.moe.n_shared_experts=1", "model.moe.gate=sigmoid", "model.qk_norm=head", "model.sliding_window=8"
+    )
     with pytest.raises(ConfigError) as caught:
         hf_model_type(model)
     text = str(caught.value)
@@ -53,7 +62,14 @@ def test_each_reason_has_its_message(overrides: list[str], reason: str) -> None:
 def test_foreign_configs_are_refused() -> None:
     with pytest.raises(ConfigError, match="model_type=llama is not one of olmoe, olmo, olmo2, olmo3"):
         model_from_hf({"model_type": "llama"})
-    base = {"model_type": "olmo3", "hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2, "vocab_size": 9, "intermediate_size": 8}
+    base = {
+        "model_type": "olmo3",
+        "hidden_size": 8,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "vocab_size": 9,
+        "intermediate_size": 8,
+    }
     with pytest.raises(ConfigError, match="attention_bias"):
         model_from_hf({**base, "attention_bias": True})
     with pytest.raises(ConfigError, match="rope_type=linear is not supported"):

@@ -12,7 +12,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from olmo_train.checkpoint import (
-    MANIFEST, Shard, commit, list_steps, load_rows, read_manifest, read_state, remove_step, step_name, temporary_folder, verify_files, write_rank,
+    MANIFEST,
+    Shard,
+    commit,
+    list_steps,
+    load_rows,
+    read_manifest,
+    read_state,
+    remove_step,
+    step_name,
+    temporary_folder,
+    verify_files,
+    write_rank,
 )  # fmt: skip
 from olmo_train.errors import CheckpointError
 
@@ -127,7 +138,7 @@ def test_missing_and_short_files_are_named(tmp_path: Path) -> None:
     size = path.stat().st_size
     os.truncate(path, 50)
     assert verify_files(folder, read_manifest(folder)) == [f"{path}: 50 bytes, the manifest says {size}"]
-    with pytest.raises(CheckpointError, match="a optim file cannot be read: .*; check it with `olmo checkpoints verify"):
+    with pytest.raises(CheckpointError, match="the optim file cannot be read: .*; check it with `olmo checkpoints verify"):
         load_rows(folder, read_manifest(folder), "optim", {"m/w": None})
     path.unlink()
     assert verify_files(folder, read_manifest(folder)) == [f"{path}: No such file or directory"]

@@ -28,7 +28,9 @@ def run(backend: str, n: int, vocab: int, z_weight: float, masked: str, dtype: t
 @pytest.mark.parametrize(("n", "vocab"), [(1, 5), (50, 97), (33, 101)])
 def test_chunks_are_the_whole(monkeypatch: pytest.MonkeyPatch, n: int, vocab: int, z_weight: float, masked: str) -> None:
     monkeypatch.setitem(cross_entropy.CHUNK_ELEMENTS, "cpu", 7 * vocab)  # 7 rows at a time: odd chunks and a short last one
-    for ours, expected in zip(run("chunked", n, vocab, z_weight, masked), run("reference", n, vocab, z_weight, masked), strict=True):
+    for ours, expected in zip(
+        run("chunked", n, vocab, z_weight, masked), run("reference", n, vocab, z_weight, masked), strict=True
+    ):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -10,11 +10,16 @@ from olmo_train.kernels.moe_mlp import BACKENDS, moe_mlp
 FAST = [b for b in BACKENDS if b != "reference"]
 
 
-def inputs(n: int, d: int, f: int, experts: int, k: int, routing: str = "random", dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def inputs(
+    n: int, d: int, f: int, experts: int, k: int, routing: str = "random", dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """(x, w_in, w_out, gates, expert ids)."""
     generator = torch.Generator().manual_seed(n * 1000 + d + experts)
     x = torch.randn(n, d, generator=generator)
-    w_in, w_out = torch.randn(experts, 2 * f, d, generator=generator) / d**0.5, torch.randn(experts, d, f, generator=generator) / f**0.5
+    w_in, w_out = (
+        torch.randn(experts, 2 * f, d, generator=generator) / d**0.5,
+        torch.randn(experts, d, f, generator=generator) / f**0.5,
+    )
     scores = torch.randn(n, experts, generator=generator)
     if routing == "one hot expert":
         scores[:, 1] += 100

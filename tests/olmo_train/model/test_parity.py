@@ -126,7 +126,7 @@ def test_one_expert_takes_every_token_and_others_none(favourite: list[int]) -> N
 def test_the_padding_row_is_the_one_difference() -> None:
     theirs = their_model("OlmoeConfig", {**MOE, "pad_token_id": 1}, 0)
     ids = torch.tensor([[1, 5, 1, 7, 9, 1]])
-    ours, config = our_model(theirs)
+    ours, _config = our_model(theirs)
     labels = torch.full_like(ids, -100)
     labels[:, :-1] = ids[:, 1:]
     losses = ours(ids, labels)

@@ -1,5 +1,7 @@
 """The whole model: parameters as described, documents kept apart, losses consistent, initial values layout-free."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,8 +10,7 @@ from olmo_train.config.model import Init, ModelConfig, MoEConfig, Norm, NormOrde
 from olmo_train.config.optim import ParamKind
 from olmo_train.config.train import TrainConfig
 from olmo_train.kernels.choose import REFERENCE, Kernels
-from olmo_train.model.init import initial_rows
-from olmo_train.model.init import init_params
+from olmo_train.model.init import init_params, initial_rows
 from olmo_train.model.shapes import ParamShape, param_shapes
 from olmo_train.model.size import count_params, flops_per_token
 from olmo_train.model.transformer import Losses, Transformer
@@ -160,7 +161,7 @@ def test_initial_rows_do_not_depend_on_how_they_are_cut() -> None:
     shape = ParamShape("x", (5000, 700), ParamKind.MATRIX, 0)  # several blocks
     whole = initial_rows(shape, config, 1, (0, 5000))
     for cuts in ([0, 2500, 5000], [0, 1, 1499, 4999, 5000]):
-        parts = [initial_rows(shape, config, 1, (a, b)) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        parts = [initial_rows(shape, config, 1, (a, b)) for a, b in itertools.pairwise(cuts)]
         assert torch.equal(torch.cat(parts), whole)
     assert initial_rows(shape, config, 1, (7, 7)).shape == (0, 700)
     assert not torch.equal(initial_rows(shape, config, 2, (0, 10)), whole[:10])

@@ -46,7 +46,10 @@ def test_olmoe_has_the_learning_rates_of_its_release() -> None:
     run = load_config("train", TrainConfig, ["run_name=x", "experiment=olmoe_1b_7b"])
     batch, peak = run.data.global_batch_size, run.optim.lr
     assert peak is not None
-    lr = {step: peak * multiplier(run.optim.schedule, step * batch, run.max_tokens) for step in (1, 1250, 2500, 1_192_093, 1_200_000)}
+    lr = {
+        step: peak * multiplier(run.optim.schedule, step * batch, run.max_tokens)
+        for step in (1, 1250, 2500, 1_192_093, 1_200_000)
+    }
     assert lr[1] == pytest.approx(4e-5 + 3.6e-4 / 2500)
     assert lr[1250] == pytest.approx(2.2e-4)
     assert lr[2500] == pytest.approx(4e-4)
