@@ -1,55 +1,49 @@
 """Train on several ranks of this machine: `olmo launch local --ranks 2 run_name=first model=tiny_moe ...`
 
-The config is checked here first, once and without torch, for the number of ranks; then torchrun starts `olmo_train.train`.
+The config and the manifests of its data are checked here first, once and without torch, for the number of ranks; then this
+process becomes torchrun, which starts `olmo_train.train`.
 """
 
 import argparse
 import os
-import signal
-import subprocess
+import shlex
 import sys
-from typing import Any
 
 from olmo_train.config.train import TrainConfig
+from olmo_train.data.checks import find_data_problems
 from olmo_train.errors import ConfigError, run_command
+from olmo_train.model.shapes import vocab_rows
 from olmo_train.problems import find_problems
 from olmo_train.schema import load_config
 
 
 def main(argv: list[str]) -> None:
-    """Check, start, wait; the exit status is torchrun's."""
+    """Check, and start; does not return. The exit status is that of the first rank that failed, or 0."""
     parser = argparse.ArgumentParser("olmo launch local", description=__doc__)
     parser.add_argument("--ranks", type=int, required=True, help="processes on this machine; one per GPU")
     parser.add_argument("--dry-run", action="store_true", help="check, and print the command instead of running it")
     args, overrides = parser.parse_known_args(argv)
     if args.ranks < 1:
         raise ConfigError(f"--ranks={args.ranks} must be at least 1")
-    load_config("train", TrainConfig, overrides, lambda run: find_problems(run, n_ranks=args.ranks))
+
+    def check(run: TrainConfig) -> list[str]:
+        needs_heldout = run.eval.eval_every is not None and not run.eval.tasks
+        return find_problems(run, n_ranks=args.ranks) + find_data_problems(run.data, vocab_rows(run.model), needs_heldout)
+
+    load_config("train", TrainConfig, overrides, check)
     command = local_command(args.ranks, overrides)
     if args.dry_run:
-        print(" ".join(command))
+        print(shlex.join(command))
         return
-    raise SystemExit(_run(command))
+    sys.stdout.flush()
+    # torchrun would otherwise set OMP_NUM_THREADS to 1 with a warning of six lines; the trainer divides the cores itself.
+    os.execve(command[0], command, {"OMP_NUM_THREADS": "1", **os.environ})
 
 
 def local_command(ranks: int, overrides: list[str]) -> list[str]:
-    """The torchrun command line. Rendezvous is on a free port of loopback; a rank that dies ends the others."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    """The command line. Rendezvous is on a free port of loopback; a rank that dies ends the others."""
+    torchrun = [sys.executable, "-m", "olmo_train.parallel.torchrun", "--standalone", f"--nproc-per-node={ranks}"]
     return [*torchrun, "-m", "olmo_train.train", *overrides]
-
-
-def _run(command: list[str]) -> int:
-    """Run and pass on the signals that ask for a stop; torchrun gives the ranks time to save."""
-    # torchrun would otherwise set it to 1 with a warning of six lines; the trainer divides the cores itself.
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    process = subprocess.Popen(command, env=environment)
-
-    def forward(number: int, _frame: Any) -> None:
-        process.send_signal(number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, forward)
-    return process.wait()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from olmo_train.config.model import BalanceScope
 from olmo_train.config.train import TrainConfig
+from olmo_train.data.checks import find_data_problems, readable_corpora
 from olmo_train.data.loader import Loader, open_sources, prepare_sources, source_corpus
 from olmo_train.data.order import DataOrder, Source
 from olmo_train.data.shards import Corpus
@@ -89,49 +90,9 @@ def find_all_problems(run: TrainConfig) -> list[str]:
     problems += find_kernel_problems(asdict(run.kernels), widths, DTYPES[run.parallel.compute_dtype].itemsize)
     if run.parallel.device == "cuda" and not torch.cuda.is_available():
         problems.append("parallel.device=cuda, but torch finds no CUDA device; use parallel.device=cpu or a CUDA build of torch")
-    corpora: list[Corpus] = []
-    for name, source in run.data.sources.items():
-        if source.path is None or source.files is not None or not Path(source.path).exists():
-            continue  # reported by find_problems, or made later from published files
-        try:
-            corpora.append(Corpus(source.path))
-            problems += [f"data.sources.{name}: {problem}" for problem in corpora[-1].verify("size")]
-        except ShardError as error:
-            problems.append(f"data.sources.{name}.path: {error}")
-            continue
-        if source.select is not None and source.select not in corpora[-1].manifest.sources:
-            have = ", ".join(corpora[-1].manifest.sources)
-            problems.append(f"data.sources.{name}.select={source.select} is not a source of {source.path}; it has {have}")
-        if corpora[-1].manifest.vocab_size > vocab_rows(run.model):
-            problems.append(
-                f"data.sources.{name}: ids go up to {corpora[-1].manifest.vocab_size - 1}, the model has "
-                f"{vocab_rows(run.model)} rows; "
-                f"set model.vocab_size={corpora[-1].manifest.vocab_size} or use shards of the model's tokenizer"
-            )
-    return problems + _corpora_problems(run, corpora)
-
-
-def _corpora_problems(run: TrainConfig, corpora: list[Corpus]) -> list[str]:
-    """Problems that show only when all sources are looked at together."""
-    problems = []
-    tokenizers = {corpus.manifest.tokenizer_sha256: corpus.folder for corpus in corpora if corpus.manifest.tokenizer_sha256}
-    if len(tokenizers) > 1:
-        problems.append(
-            f"data.sources: {' and '.join(str(folder) for folder in tokenizers.values())} were made with different tokenizers; "
-            "tokenize them with one"
-        )
-    all_open = corpora and len(corpora) == len(run.data.sources)
-    if (
-        all_open
-        and run.eval.eval_every is not None
-        and not run.eval.tasks
-        and not any(e.heldout_tokens for c in corpora for e in c.manifest.files)
-    ):
-        problems.append(
-            "eval.eval_every is set, but no source holds documents out; write the manifest with heldout_frac, or "
-            "set eval.eval_every=null"
-        )
-    return problems + find_task_problems(run.eval, _task_tokenizer(run, corpora))
+    needs_heldout = run.eval.eval_every is not None and not run.eval.tasks
+    problems += find_data_problems(run.data, vocab_rows(run.model), needs_heldout)
+    return problems + find_task_problems(run.eval, _task_tokenizer(run, readable_corpora(run.data)))
 
 
 def _task_tokenizer(run: TrainConfig, corpora: list[Corpus]) -> Path | None:

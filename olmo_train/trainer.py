@@ -104,7 +104,7 @@ class Trainer:
                     self._save_if_due(step, must=stop or step == last)
                     if stop:
                         self.parts.saver.settle(is_last=True)
-                        log.warning("stopped by a signal after step %d, which is saved; the same command continues", step)
+                        log.info("stopped by a signal after step %d, which is saved; the same command continues", step)
                         raise StoppedBySignal
                     collect(step)
             finally:

@@ -28,6 +28,7 @@ import numpy as np
 from olmo_train.errors import ShardError
 
 ROWS_PER_BLOCK = 1024
+SUFFIXES = (".starts.idx", ".ids.idx", ".heldout.idx", ".blocks.idx")
 
 
 @dataclass(frozen=True)
@@ -131,12 +132,13 @@ def write_index(prefix: Path, rows_path: Path, rows: Iterable[DocumentRow], n_to
             f"{rows_path}: documents end at token {starts[-1]}, the token file holds {n_tokens}: "
             "the file is truncated, or its dtype is not the one given"
         )
-    for suffix, array in (
-        (".starts.idx", np.array(starts, np.uint64)),
-        (".ids.idx", np.array(sorted(ids), np.uint64).reshape(-1, 2).T.copy()),
-        (".heldout.idx", np.array(gaps, np.int64).reshape(-1, 3)),
-        (".blocks.idx", np.array(blocks, np.uint64)),
-    ):
+    arrays = (
+        np.array(starts, np.uint64),
+        np.array(sorted(ids), np.uint64).reshape(-1, 2).T.copy(),
+        np.array(gaps, np.int64).reshape(-1, 3),
+        np.array(blocks, np.uint64),
+    )
+    for suffix, array in zip(SUFFIXES, arrays, strict=True):
         with open(_with(prefix, suffix), "wb") as file:
             np.save(file, array)
     return IndexCounts(len(ids), heldout_documents, heldout_tokens)
@@ -159,6 +161,13 @@ class DocumentIndex:
 
     def __init__(self, prefix: Path, rows_path: Path) -> None:
         self.prefix, self.rows_path = prefix, rows_path
+
+    def check_present(self) -> None:
+        """Raises:
+        ShardError: a file of the index, or the rows file, is missing."""
+        for path in (*(_with(self.prefix, suffix) for suffix in SUFFIXES), self.rows_path):
+            if not path.is_file():
+                raise ShardError(f"{path} is missing: part of the document index; write it again with `olmo data manifest`")
 
     @cached_property
     def starts(self) -> np.ndarray:

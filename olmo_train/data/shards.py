@@ -132,12 +132,13 @@ class Corpus:
         return ShardFile(self.folder / entry.path, entry, self.manifest, index)
 
     def verify(self, level: str, n_spots: int = 32) -> list[str]:
-        """Problems of the token files: sizes, and for "spot" `n_spots` blocks spread evenly, for "full" all of them."""
+        """Problems of the token files: sizes, indexes there; for "spot" `n_spots` blocks spread evenly, for "full" all of them."""
         problems: list[str] = []
         whole: list[ShardFile] = []
         for file in self.files:
             try:
                 file.check_size()
+                file.index.check_present()
                 whole.append(file)
             except ShardError as error:
                 problems.append(str(error))

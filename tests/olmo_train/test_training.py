@@ -20,7 +20,7 @@ from olmo_train.model.shapes import param_shapes
 from olmo_train.model.transformer import Losses, Transformer
 from olmo_train.optim.schedule import multiplier
 from olmo_train.schema import load_config
-from tests.runs import losses, metrics, run_training, small, weights, without_times
+from tests.runs import losses, metrics, run_training, small, train_here, weights, without_times
 
 
 def norms(run_dir: Path) -> list[float]:

@@ -1,0 +1,117 @@
+"""From documents to a model and back: documents -> tokenizer -> shards -> steps -> checkpoint -> text; document -> steps -> batch."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from checkpoints import generate, report
+from checkpoints import verify as verify_checkpoints
+from data_tools import inspect_batch, inspect_document, tokenize_corpus, train_tokenizer, verify_shards
+from data_tools.run_order import open_run
+from olmo_train.data.loader import Loader, source_corpus
+from olmo_train.tokenizer import Tokenizer
+from tests.runs import losses, metrics, run_training
+
+PLANTED = "The lighthouse keeper counted seventeen violet pelicans."
+SENTENCES = [
+    "the cat sees the dog.",
+    "a red fish follows the river.",
+    "and then it rained in the old house.",
+    "birds do not care.",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs on 400 documents, one of which holds the planted sentence."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    rng = np.random.default_rng(0)
+    lines = []
+    for number in range(400):
+        text = " ".join(rng.choice(SENTENCES, int(rng.integers(3, 30))))
+        if number == 123:
+            text = f"{text} {PLANTED} {text}"
+        lines.append(json.dumps({"id": f"doc-{number}", "text": text, "source": "tales" if number % 3 else "notes"}))
+    (folder / "documents.jsonl").write_text("\n".join(lines) + "\n")
+    documents = f"documents=[{folder}/documents.jsonl]"
+    train_tokenizer.main([documents, f"output={folder}/tokenizer.json", "vocab_size=320"])
+    tokenize = [documents, f"tokenizer={folder}/tokenizer.json", f"output={folder}/shards", "heldout_frac=0.05"]
+    tokenize_corpus.main([*tokenize, "max_tokens_per_file=5000"])
+    tokens = sum(row["tokens"] for row in json.loads((folder / "shards/manifest.json").read_text())["totals"].values())
+    run_training(
+        [
+            f"run_name={folder.name}", f"run_dir={folder}/run", f"data.sources.demo.path={folder}/shards", "model=tiny_moe",
+            "model.vocab_size=320", "model.d_model=64", "model.n_layers=2", "model.moe.n_experts=4", "model.moe.top_k=2",
+            "data.seq_len=32", "data.global_batch_size=512", "data.micro_batch_size=256", f"max_tokens={2 * tokens}",
+            "optim.lr=1e-2", "optim.schedule.warmup_tokens=2048", "checkpoint.save_every=20", "eval.eval_every=50",
+            "data.repetition_mask=null", "metrics.peak_flops=1e11",
+        ],
+        n_ranks=2,
+    )  # fmt: skip
+    return folder / "run"
+
+
+def test_the_model_learns_the_language(run: Path) -> None:
+    curve = losses(run)
+    assert sum(curve[-5:]) / 5 < 0.5 * curve[0]
+    heldout = [line["eval"]["heldout"]["all"] for line in metrics(run) if "eval" in line]
+    assert heldout[-1]["loss"] < 0.5 * heldout[0]["loss"]
+    assert heldout[-1]["bits_per_byte"] < heldout[0]["bits_per_byte"]
+
+
+def test_everything_written_verifies(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    verify_shards.main([str(run.parent / "shards")])
+    verify_checkpoints.main([str(run)])
+    assert "as the manifest says" in capsys.readouterr().out
+
+
+def test_the_last_checkpoint_writes_sentences_of_the_corpus(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generate.main([str(run), "--prompt", "the cat sees", "--max-tokens", "6", "--temperature", "0"])
+    assert "the cat sees the dog." in capsys.readouterr().out
+    report.main([str(run)])
+    assert "unigram entropy" in capsys.readouterr().out
+
+
+def test_the_planted_sentence_leads_to_its_steps_and_they_to_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inspect_document.main([str(run), "doc-123"])
+    seen = re.findall(r"step (\d+) row (\d+) epoch (\d+): tokens \[(\d+), (\d+)\)", capsys.readouterr().out)
+    for epoch in ("0", "1"):
+        parts = {}
+        for step, row, _, start, end in [s for s in seen if s[2] == epoch]:
+            inspect_batch.main([str(run), step, "--row", row, "--text"])
+            printed = capsys.readouterr().out
+            assert f"epoch {epoch}" in printed
+            parts[int(start)] = printed.split(f"tokens [{start}, {end}) of doc-123 ")[1].split("\n    ")[1].split("\n")[0]
+        assert PLANTED in "".join(parts[start] for start in sorted(parts))
+
+
+def test_documents_lead_to_steps_to_batches_and_back(run: Path) -> None:
+    """Every training document: what the loader of some rank reads at the named places are its very tokens."""
+    config, order = open_run(str(run))
+    corpus = source_corpus(config.data, "demo", run / "data")
+    last = config.max_tokens // config.data.global_batch_size
+    loaders = [Loader(order, config.data, rank, 4) for rank in range(4)]
+    tokenizer = Tokenizer(corpus.tokenizer_path() or Path())
+    texts = {d["id"]: d["text"] for d in map(json.loads, (run.parent / "documents.jsonl").read_text().splitlines())}
+    rng = np.random.default_rng(1)
+    heldout = 0
+    for number in rng.permutation(400)[:60].tolist():
+        [(file_number, ordinal)] = corpus.find_document(f"doc-{number}")
+        file = order.sources[0].files[file_number]
+        start, end = file.index.span(ordinal)
+        ids = file.read(start, end)
+        assert tokenizer.decode(ids[:-1]) == texts[f"doc-{number}"]
+        sightings = order.sightings(file, start, end, last)
+        heldout += file.index.train_position(start) is None
+        assert file.index.train_position(start) is not None or sightings == []
+        for s in sightings:
+            rows = loaders[s.row // (order.rows // 4)].read(s.step)
+            row = rows.ids[s.row % (order.rows // 4)]
+            assert row[s.column_start : s.column_end].tolist() == ids[s.offset_start : s.offset_end].tolist()
+            [instance] = order.batch(s.step, s.row, s.row + 1)
+            names = [span.file.index.row(span.ordinal).id for span in order.documents(instance)]
+            assert f"doc-{number}" in names
+    assert heldout > 0
