@@ -43,7 +43,12 @@ def main(argv: list[str]) -> None:
         path = Path(config.folder) / "documents" / f"{source}.jsonl.gz"
         write_documents(path, _limited(_READERS[source](), config, seen))
         if not seen.documents:
-            raise ShardError(f"{source}: no text was found; this Python has none of it")
+            path.unlink()
+            raise ShardError(
+                f"{source}: no text was found within max_bytes={config.max_bytes} and "
+                f"max_document_bytes={config.max_document_bytes} ({seen.undecodable} undecodable, {seen.too_long} too long); "
+                "raise them, or leave this source out"
+            )
         print(
             f"{path}: {seen.documents:,} documents, {seen.text_bytes:,} bytes of text ({seen.undecodable} "
             f"undecodable, {seen.too_long} too long)"
@@ -100,7 +105,11 @@ def _stdlib() -> Iterator[Document | None]:
 
 
 def _package_docs() -> Iterator[Document | None]:
-    """Metadata (the project's description) and text files of every installed distribution."""
+    """Metadata (the project's description) and text files of every installed distribution, each once.
+
+    Where environments are layered, the same distribution is found more than once; the first is what Python imports.
+    """
+    seen: set[str] = set()
     for distribution in sorted(metadata.distributions(), key=lambda d: str(d.metadata["Name"]).lower()):
         name, version = str(distribution.metadata["Name"]), distribution.version
         for file in sorted(distribution.files or [], key=str):
@@ -113,9 +122,11 @@ def _package_docs() -> Iterator[Document | None]:
                 continue
             except OSError:
                 continue  # listed by the package, but not on this disk
-            if text.strip():
+            place = f"{name}/{version}/{file}"
+            if text.strip() and place not in seen:
+                seen.add(place)
                 facts = {"package": name, "version": version, "path": str(file)}
-                yield Document(f"{name}/{version}/{file}", text, "package_docs", added=_now(), metadata=facts)
+                yield Document(place, text, "package_docs", added=_now(), metadata=facts)
 
 
 _READERS = {"stdlib": _stdlib, "package_docs": _package_docs}

@@ -15,7 +15,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--steps", type=int, help="look at steps up to this one (default: all of the run)")
     args = parser.parse_args(argv)
     run, order = open_run(args.run)
-    last = args.steps or run.max_tokens // run.data.global_batch_size
+    last = run.max_tokens // run.data.global_batch_size if args.steps is None else args.steps
+    if last < 1:
+        raise ConfigError(f"--steps={last} must be positive; steps count from 1")
     saved = sorted(
         int(folder.name.removeprefix("step"))
         for folder in Path(args.run, "steps").glob("step*")

@@ -4,6 +4,7 @@ olmo data tokenize documents=[corpus/documents] tokenizer=corpus/tokenizer.json 
 """
 
 import random
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from olmo_train.tokenizer import Tokenizer
 
 BATCH = 512
 """Documents handed to the tokenizer at once; it spreads them over the cores."""
+SOURCE = re.compile(r"\w[^/\0]*(/\w[^/\0]*)*")
+"""Sources name folders: none may lead out of the output (`../x`, `/x`), and no two may be the same folder (`a/b`, `a//b`)."""
 
 
 @dataclass
@@ -54,8 +57,7 @@ def main(argv: list[str]) -> None:
     with ShardWriter(Path(config.output), options) as writer:
         for batch in _batches(_shuffled(_all(files, seen), config.shuffle_buffer, config.seed)):
             for document, ids in zip(batch, tokenizer.encode_batch([d.text for d in batch]), strict=True):
-                # A lone surrogate is legal in JSON and cannot be UTF-8; the tokenizer replaces it, and so does this count.
-                size = len(document.text.encode("utf-8", "replace"))
+                size = len(document.text.encode("utf-8"))
                 writer.add(
                     document.source,
                     (document.id, document.path, document.line),
@@ -74,6 +76,8 @@ def _problems(config: TokenizeConfig) -> list[str]:
         problems.append(f"heldout_frac={config.heldout_frac} is not in [0, 1)")
     if config.max_tokens_per_file < 1:
         problems.append(f"max_tokens_per_file={config.max_tokens_per_file} must be positive")
+    if config.shuffle_buffer < 0:
+        problems.append(f"shuffle_buffer={config.shuffle_buffer} must not be negative; 0 keeps the order")
     if Path(config.output).exists():
         problems.append(f"output={config.output} exists already; shards are never overwritten: remove it or give another folder")
     return problems
@@ -83,6 +87,11 @@ def _all(files: list[Path], seen: set[tuple[str, str]]) -> Iterator[Document]:
     """Every document; the same id twice in a source is an error, because ids lead back to documents."""
     for path in files:
         for document in read_documents(path):
+            if not SOURCE.fullmatch(document.source):
+                raise ShardError(
+                    f"{path}: line {document.line}: source={document.source!r} cannot name a folder of the output; it takes "
+                    "words that start with a letter or digit, with slashes between"
+                )
             key = (document.source, document.id)
             if key in seen:
                 raise ShardError(

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from data_tools.documents import find_files, read_documents
-from olmo_train.data.manifest import write_atomic
 from olmo_train.errors import ShardError, run_command
+from olmo_train.files import write_atomic
 from olmo_train.schema import load_config
 from olmo_train.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -35,7 +35,7 @@ class TokenizerConfig:
 
 
 def main(argv: list[str]) -> None:
-    """Train and write."""
+    """Train and write; text with too few pairs for `vocab_size` writes nothing."""
     config = load_config("tokenizer", TokenizerConfig, argv, _problems)
     tokenizer = HFTokenizer(models.BPE())
     # As GPT-NeoX and OLMo: NFC, GPT-2's pattern of words, one character per byte.
@@ -47,15 +47,15 @@ def main(argv: list[str]) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
     tokenizer.train_from_iterator(_texts(config), trainer)
+    found = tokenizer.get_vocab_size()
+    if found != config.vocab_size:
+        raise ShardError(
+            f"vocab_size={config.vocab_size}: the text has only enough pairs for {found}; give more text or a smaller vocabulary"
+        )
     output = Path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(output, tokenizer.to_str(pretty=False).encode())
     made = Tokenizer(output)
-    if made.vocab_size != config.vocab_size:
-        raise ShardError(
-            f"vocab_size={config.vocab_size}: the text has only enough pairs for {made.vocab_size}; give more "
-            "text or a smaller vocabulary"
-        )
     print(f"{output}: {made.vocab_size:,} ids, end of text {made.eos_id}, SHA-256 {made.sha256[:16]}...")
 
 
@@ -63,6 +63,8 @@ def _problems(config: TokenizerConfig) -> list[str]:
     problems = [] if config.documents else ["documents is empty; give files, folders or globs of Dolma documents"]
     if config.vocab_size <= BYTES:
         problems.append(f"vocab_size={config.vocab_size} must be more than {BYTES}, the bytes themselves, plus end of text")
+    if config.max_bytes is not None and config.max_bytes < 1:
+        problems.append(f"max_bytes={config.max_bytes} must be positive; null takes all of the text")
     return problems
 
 
@@ -70,7 +72,7 @@ def _texts(config: TokenizerConfig) -> Iterator[str]:
     left = config.max_bytes if config.max_bytes is not None else float("inf")
     for path in find_files(config.documents):
         for document in read_documents(path):
-            left -= len(document.text.encode("utf-8", "surrogatepass"))
+            left -= len(document.text.encode("utf-8"))
             if left < 0:
                 return
             yield document.text

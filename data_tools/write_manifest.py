@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from olmo_train.data.shards import DescribeOptions, describe_shards
+from olmo_train.data.describe import DescribeOptions, describe_shards
 from olmo_train.errors import run_command
 from olmo_train.schema import load_config
 
@@ -57,6 +57,10 @@ def _problems(config: ManifestConfig) -> list[str]:
         problems.append(f"heldout_frac={config.heldout_frac} is not in [0, 1)")
     if config.infer_documents and config.eos_id is None:
         problems.append("infer_documents=true needs eos_id, the id that ends a document")
+    if config.eos_id is not None and not 0 <= config.eos_id < config.vocab_size:
+        problems.append(f"eos_id={config.eos_id} is not in 0 .. {config.vocab_size - 1}, the ids of the vocabulary")
+    if config.processes is not None and config.processes < 1:
+        problems.append(f"processes={config.processes} must be positive; null takes one per core")
     return problems
 
 

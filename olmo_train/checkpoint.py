@@ -27,6 +27,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from olmo_train.errors import CheckpointError
+from olmo_train.files import write_atomic
 
 FORMAT = "olmo_train.step"
 VERSION = 1
@@ -95,7 +96,7 @@ def write_rank(folder: Path, rank: int, n_ranks: int, groups: Mapping[str, Mappi
                 for key, s in kept.items()
             }
         name = _record_name(rank)
-        _write_synced(folder / name, json.dumps(record).encode())
+        write_atomic(folder / name, json.dumps(record).encode())
     except OSError as error:
         raise CheckpointError(
             f"{folder / name}: {error.strerror or error}; free space or mend the file system, the run's other "
@@ -129,7 +130,7 @@ def commit(
                 _merge(tensors.setdefault(group, {}), entries)
         for name, text in texts.items():
             data = text.encode()
-            _write_synced(folder / name, data)
+            write_atomic(folder / name, data)
             files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         manifest = {
             "format": FORMAT,
@@ -138,7 +139,7 @@ def commit(
             "files": dict(sorted(files.items())),
             "tensors": tensors,
         }
-        _write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+        write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
         for rank in range(n_ranks):
             (folder / _record_name(rank)).unlink()
         _sync_folder(folder)
@@ -195,16 +196,6 @@ def _write_safetensors(path: Path, shards: Mapping[str, Shard]) -> dict[str, Any
 def _bytes(tensor: Tensor) -> Any:
     """The memory of a tensor, as a buffer, without a copy."""
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    """Whole or not at all, and on the disk when it returns."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from olmo_train.config.train import TrainConfig
-from olmo_train.data.manifest import write_atomic
 from olmo_train.errors import ConfigError
+from olmo_train.files import write_atomic
 from olmo_train.parallel.collectives import from_main, gather_to_all
 from olmo_train.parallel.mesh import Layout
 from olmo_train.resume import changed_config

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import decoders
 
 from olmo_train.errors import ConfigError
 
@@ -30,6 +31,9 @@ class Tokenizer:
             self._tokenizer = HFTokenizer.from_str(data.decode("utf-8"))
         except Exception as error:  # the Rust side raises bare Exception
             raise ConfigError(f"{path} is not a tokenizers file: {error}") from error
+        # Published files may carry the limits of an evaluation; documents are tokenized whole.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         self.sha256 = hashlib.sha256(data).hexdigest()
         eos = self._tokenizer.token_to_id(end_of_text)
         if eos is None:
@@ -60,11 +64,13 @@ class Tokenizer:
         plain.encode_special_tokens = True
         return plain
 
-    def token_bytes(self) -> np.ndarray:
-        """uint16 (vocab_size,): UTF-8 bytes that each id stands for; 0 for special tokens. Byte-level tokenizers only.
+    def token_bytes(self) -> np.ndarray | None:
+        """uint16 (vocab_size,): UTF-8 bytes that each id stands for; 0 for special tokens. None if not byte-level.
 
         Source: the byte-to-unicode table of GPT-2 (one character per byte), which `tokenizers`' ByteLevel uses.
         """
+        if not isinstance(self._tokenizer.decoder, decoders.ByteLevel):
+            return None
         special = {t.content for t in self._tokenizer.get_added_tokens_decoder().values() if t.special}
         added = {t.content for t in self._tokenizer.get_added_tokens_decoder().values()}
         table = np.zeros(self.vocab_size, np.uint16)

@@ -18,6 +18,7 @@ import gzip
 import hashlib
 import io
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,7 +86,7 @@ def read_rows(path: Path) -> Iterator[DocumentRow]:
             "where the shards came, "
             "or infer it from the end-of-text token with `olmo data manifest infer_documents=true`"
         ) from None
-    except (EOFError, OSError, UnicodeDecodeError) as error:
+    except (EOFError, OSError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise ShardError(f"{path}: damaged after row {number}: {error}; copy it again") from error
 
 
@@ -147,7 +148,8 @@ def write_index(prefix: Path, rows_path: Path, rows: Iterable[DocumentRow], n_to
 def _write_block(out: io.BufferedWriter, rows: list[DocumentRow]) -> int:
     """Append one gzip member; return the offset after it. The time stamp is 0, so that equal rows are equal bytes."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows((r.start, r.end, r.id, r.src, r.loc) for r in rows)
+    # csv's own end of row, \r\n, as in Dolma's files: with \n it would not quote an id that holds \r.
+    csv.writer(text).writerows((r.start, r.end, r.id, r.src, r.loc) for r in rows)
     out.write(gzip.compress(text.getvalue().encode("utf-8"), mtime=0))
     return out.tell()
 
@@ -182,7 +184,7 @@ class DocumentIndex:
         path = _with(self.prefix, suffix)
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, EOFError, ValueError) as error:
             raise ShardError(
                 f"{path}: document index cannot be read: {error}; write it again with `olmo data manifest`"
             ) from error
@@ -207,7 +209,7 @@ class DocumentIndex:
                 data = gzip.decompress(file.read(int(blocks[block + 1] - blocks[block])))
             rows = list(csv.reader(io.StringIO(data.decode("utf-8"), newline="")))
             start, end, document_id, src, loc = rows[ordinal % ROWS_PER_BLOCK]
-        except (OSError, EOFError, ValueError, IndexError) as error:
+        except (OSError, EOFError, ValueError, IndexError, OverflowError, csv.Error, zlib.error) as error:
             raise ShardError(
                 f"{self.rows_path}: block {block} (documents from {block * ROWS_PER_BLOCK}) cannot be read: {error}"
             ) from error

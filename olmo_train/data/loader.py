@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from olmo_train.config.data import DataConfig, RepetitionMaskConfig, SourceConfig
+from olmo_train.data.describe import DescribeOptions, describe_shards
 from olmo_train.data.manifest import manifest_path
 from olmo_train.data.order import DataOrder, HeldoutStream, Piece, Source
 from olmo_train.data.repetition import repeats
-from olmo_train.data.shards import Corpus, DescribeOptions, describe_shards
+from olmo_train.data.shards import Corpus
 from olmo_train.errors import ShardError
 
 IGNORE = -100

@@ -5,7 +5,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from olmo_train.errors import ShardError
+from olmo_train.files import write_atomic
 
 FORMAT = "olmo_train.shards"
 VERSION = 1
@@ -143,13 +143,3 @@ def read_manifest(path: str | Path) -> Manifest:
         )
         raise ShardError(f"{file} was changed by hand or damaged ({why} does not fit); write it again with `olmo data manifest`")
     return manifest
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path` through a temporary name, synced to disk before the rename."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

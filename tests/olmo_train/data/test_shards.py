@@ -2,15 +2,17 @@
 
 import csv
 import gzip
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from olmo_train.data.describe import DescribeOptions, describe_shards
 from olmo_train.data.document_index import DocumentRow, is_heldout, read_rows
 from olmo_train.data.manifest import BLOCK_BYTES, read_manifest
-from olmo_train.data.shards import Corpus, DescribeOptions, ShardWriter, WriterOptions, describe_shards, dtype_for
+from olmo_train.data.shards import Corpus, ShardWriter, WriterOptions, dtype_for
 from olmo_train.errors import ShardError
 from tests.corpora import EOS, VOCAB, Spec, document_ids, write_corpus
 
@@ -285,6 +287,54 @@ def test_a_damaged_sidecar_is_named_with_its_row(tmp_path: Path) -> None:
     sidecar.write_bytes(gzip.compress(b"0,5,a,b,1\n6,9,c,d,2\n"))
     with pytest.raises(ShardError, match=r"document 1 \('c'\) spans tokens \[6, 9\), must start at 5, where the one before ends"):
         describe(tmp_path / "web", tmp_path / "manifest2")
+
+
+def test_a_changed_sidecar_is_an_error_and_not_a_crash(tmp_path: Path) -> None:
+    """Whatever byte of the gzip file changed: it is named, or the rows are still the same."""
+    dolma_shard(tmp_path / "web")
+    path = tmp_path / "web/part-0-00000.csv.gz"
+    whole = path.read_bytes()
+    rows = list(read_rows(path))
+    refusals = []
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        try:
+            assert list(read_rows(path)) == rows
+        except ShardError as error:
+            refusals.append(str(error))
+    assert len(refusals) > len(whole) / 14
+    assert all(message.startswith(f"{path}: ") for message in refusals)
+
+
+def test_an_id_may_hold_any_end_of_line(tmp_path: Path) -> None:
+    ids = ["a\rb", "a\nb", "a\r\nb", '"', ",", " a "]
+    with ShardWriter(tmp_path / "shards", WriterOptions("uint16", VOCAB, EOS)) as writer:
+        for n, name in enumerate(ids):
+            writer.add("web", (name, "x\r.jsonl", n + 1), np.array([1, EOS]), 1)
+        writer.close()
+    index = Corpus(tmp_path / "shards").files[0].index
+    assert [index.row(n).id for n in range(len(ids))] == ids
+    assert [index.find(name) for name in ids] == [[n] for n in range(len(ids))]
+    assert [row.id for row in read_rows(tmp_path / "shards/web/part-00000.csv.gz")] == ids
+
+
+@pytest.mark.parametrize("suffix", [".starts.idx", ".ids.idx", ".blocks.idx"])
+def test_an_empty_index_is_named(tmp_path: Path, suffix: str) -> None:
+    write_corpus(tmp_path / "shards", Spec(n_documents=4))
+    path = tmp_path / f"shards/index/a/part-00000{suffix}"
+    path.write_bytes(b"")
+    index = Corpus(tmp_path / "shards").files[0].index
+    with pytest.raises(ShardError, match=re.escape(f"{path}: document index cannot be read: ")):
+        index.find("a/0"), index.row(0), index.span(0)
+
+
+def test_a_dtype_too_small_for_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    dolma_shard(tmp_path / "web")
+    with pytest.raises(
+        ShardError, match=r"dtype=uint16 holds ids up to 65535, vocab_size=100278 has ids up to 100277; one of them is wrong"
+    ):
+        describe(tmp_path / "web", tmp_path / "manifest", vocab_size=100278)
+    assert not (tmp_path / "manifest").exists()
 
 
 def test_no_file_matches(tmp_path: Path) -> None:
