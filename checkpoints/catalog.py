@@ -18,37 +18,54 @@ class StepInfo:
     bytes: int
     tokens: int
     loss: float | None
+    lr: float
+    """Of the last step taken; 0 before the first."""
 
 
-def find_steps(run: Path) -> list[StepInfo]:
-    """Finished steps of a run, oldest first.
+def find_folders(run: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of the finished steps of a run, oldest first; nothing in them is read.
 
     Raises:
         ConfigError: there is no such run, or nothing is saved.
     """
     if not (run / "config.yaml").exists():
         raise ConfigError(f"{run} is not the folder of a run (it has no config.yaml); e.g. runs/first")
+    folders = list_steps(run / "steps")
+    if not folders:
+        raise ConfigError(f"{run} has no finished step folder yet; checkpoint.save_every says when one comes")
+    return folders
+
+
+def find_steps(run: Path) -> list[StepInfo]:
+    """Finished steps of a run, oldest first.
+
+    Raises:
+        ConfigError: there is no such run, or nothing is saved. CheckpointError: a step folder is damaged.
+    """
     steps = []
-    for step, path in list_steps(run / "steps"):
+    for step, path in find_folders(run):
         manifest, state = read_manifest(path), read_state(path)
         size = sum(entry["bytes"] for entry in manifest["files"].values())
-        steps.append(StepInfo(step, path, manifest["kind"], size, state["tokens"], state["loss"]))
-    if not steps:
-        raise ConfigError(f"{run} has no finished step folder yet")
+        steps.append(StepInfo(step, path, manifest["kind"], size, state["tokens"], state["loss"], state["lr"]))
     return steps
 
 
 def resolve_step(path: Path, step: int | None = None) -> Path:
-    """A step folder given as such, or as a run (then the newest step, or `step`)."""
+    """A step folder given as such, or as a run (then the newest step, or `step`).
+
+    Raises:
+        ConfigError: there is no such step, or `path` is one step and `step` asks for another.
+    """
     if (path / "manifest.json").exists():
+        if step is not None:
+            raise ConfigError(f"--step={step} goes with the folder of a run; {path} is one step already")
         return path
-    steps = find_steps(path)
+    folders = dict(find_folders(path))
     if step is None:
-        return steps[-1].path
-    for info in steps:
-        if info.step == step:
-            return info.path
-    raise ConfigError(f"--step={step} is not saved in {path}; saved: {', '.join(str(info.step) for info in steps)}")
+        return folders[max(folders)]
+    if step not in folders:
+        raise ConfigError(f"--step={step} is not saved in {path}; saved: {', '.join(map(str, folders))}")
+    return folders[step]
 
 
 def main(argv: list[str]) -> None:

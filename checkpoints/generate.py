@@ -14,6 +14,7 @@ from checkpoints.catalog import resolve_step
 from checkpoints.load import load_model, tokenizer_of
 from olmo_train.config.train import Device
 from olmo_train.errors import ConfigError, run_command
+from olmo_train.model.shapes import vocab_rows
 from olmo_train.model.transformer import Transformer
 from olmo_train.parallel.mesh import choose_device
 
@@ -81,6 +82,11 @@ def main(argv: list[str]) -> None:
     folder = resolve_step(args.path, args.step)
     model, run = load_model(folder, choose_device(Device(args.device)))
     tokenizer = tokenizer_of(run, args.tokenizer)
+    if tokenizer.vocab_size > vocab_rows(run.model):
+        raise ConfigError(
+            f"{tokenizer.path}: {tokenizer.vocab_size} ids, the model has {vocab_rows(run.model)} rows; "
+            "give --tokenizer the one of the run's shards"
+        )
     sampling = Sampling(args.temperature, args.top_p, args.seed, run.data.seq_len)
     ids = [tokenizer.eos_id, *tokenizer.encode(args.prompt)]  # documents follow an end of text
     print(args.prompt + tokenizer.decode(generate(model, ids, args.max_tokens, sampling, tokenizer.eos_id)))

@@ -21,8 +21,8 @@ def load_model(folder: Path, device: torch.device) -> tuple[Transformer, TrainCo
     Raises:
         CheckpointError: the folder is not whole.
     """
-    run = read_yaml(folder / "config.yaml", TrainConfig)
     manifest = read_manifest(folder)
+    run = read_yaml(folder / "config.yaml", TrainConfig)
     with torch.device("meta"):
         model = Transformer(run.model, choose_kernels(asdict(KernelsConfig()), device))
     names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}

@@ -2,20 +2,27 @@
 
 import argparse
 import json
+import shlex
+import string
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from checkpoints.catalog import StepInfo, find_steps
+from data_tools.run_order import open_run
 from data_tools.unigram import entropy, unigram_counts
+from olmo_train.checkpoint import read_state
 from olmo_train.config.train import TrainConfig
 from olmo_train.data.loader import source_corpus
 from olmo_train.errors import run_command
 from olmo_train.model.size import count_params
-from olmo_train.schema import read_yaml
+from olmo_train.schema import load_config, read_yaml, to_plain
 
 MAX_TOKENS = 50_000_000
 """Read for the unigram entropy; more changes its second decimal at most."""
+PLAIN = frozenset(string.ascii_letters + string.digits + "/._-+")
+"""Characters of a word that needs no quotes in an override."""
 
 
 def main(argv: list[str]) -> None:
@@ -23,37 +30,60 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser("olmo report", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run")
     args = parser.parse_args(argv)
-    run = read_yaml(args.run / "config.yaml", TrainConfig)
-    lines = [json.loads(line) for line in (args.run / "metrics.jsonl").read_text().splitlines()]
     steps = find_steps(args.run)
-    print(
-        "\n".join(
-            [*_results(args.run, run, lines), "", *_places(args.run, run, steps), "", *_next_commands(args.run, run, steps)]
-        )
-    )
+    run = read_yaml(args.run / "config.yaml", TrainConfig)
+    lines = _read_lines(args.run / "metrics.jsonl")
+    parts = [_results(args.run, run, lines), _places(args.run, run, steps), _next_commands(args.run, run, steps)]
+    print("\n\n".join("\n".join(part) for part in parts))
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of metrics.jsonl: none before the first step, and the last one may be cut where a run was killed."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
 
 
 def _results(folder: Path, run: TrainConfig, lines: list[dict[str, Any]]) -> list[str]:
     counts = count_params(run.model)
+    model = f"{run.run_name}: {counts.total:,} parameters, {counts.active:,} active per token"
     trained = [line for line in lines if line["step"] > 0]
     rates = [line["tokens_per_s"] for line in trained if "tokens_per_s" in line]
-    model = f"{run.run_name}: {counts.total:,} parameters, {counts.active:,} active per token"
-    trained_on = f"{len(trained)} steps, {trained[-1]['tokens']:,} tokens, {median(rates):,.0f} tokens/s (median)"
-    out = [f"{model}; {trained_on}", "", "Held-out loss, nats per token (bits per byte):"]
+    trained_on = f"{len(trained)} steps, {trained[-1]['tokens']:,} tokens" if trained else "no step yet"
+    speed = f", {median(rates):,.0f} tokens/s (median)" if rates else ""
     evaluated = [line for line in lines if "heldout" in line.get("eval", {})]
+    title = (
+        "Held-out loss, nats per token (bits per byte):" if evaluated else "Held-out loss: not evaluated yet (eval.eval_every)"
+    )
+    out = [f"{model}; {trained_on}{speed}", "", title]
     for line in evaluated:
-        values = "   ".join(
-            f"{name} {value['loss']:.4f}" + (f" ({value['bits_per_byte']:.4f})" if value["bits_per_byte"] is not None else "")
-            for name, value in line["eval"]["heldout"].items()
-        )
+        values = "   ".join(f"{name} {_loss(value)}" for name, value in line["eval"]["heldout"].items())
         out.append(f"  step {line['step']:>6}   {values}")
+    tested = [line for line in lines if "tasks" in line.get("eval", {})]
+    for line in tested[-1:]:
+        out += ["", f"Downstream tasks at step {line['step']}:"]
+        for label, values in line["eval"]["tasks"].items():
+            out.append(f"  {label}: " + ", ".join(f"{name} {_number(value)}" for name, value in values.items()))
+        out.append("")
     for name in run.data.sources:
         corpus = source_corpus(run.data, name, folder / "data")
-        out.append(
-            f"  unigram entropy of {corpus.folder}: {entropy(unigram_counts(corpus, MAX_TOKENS)):.4f}   (a model "
-            "of word frequencies alone)"
-        )
+        nats = entropy(unigram_counts(corpus, MAX_TOKENS))
+        out.append(f"  unigram entropy of {corpus.folder}: {nats:.4f}   (a model of word frequencies alone)")
     return out
+
+
+def _loss(value: dict[str, Any]) -> str:
+    """`3.2101 (1.7000)`; bytes may be unknown, and a loss that was not finite is null."""
+    bits = value["bits_per_byte"]
+    return _number(value["loss"]) + ("" if bits is None else f" ({bits:.4f})")
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 def _places(folder: Path, run: TrainConfig, steps: list[StepInfo]) -> list[str]:
@@ -72,22 +102,66 @@ def _places(folder: Path, run: TrainConfig, steps: list[StepInfo]) -> list[str]:
 
 
 def _next_commands(folder: Path, run: TrainConfig, steps: list[StepInfo]) -> list[str]:
-    name = next(iter(run.data.sources))
-    corpus = source_corpus(run.data, name, folder / "data")
-    document = corpus.files[0].index.row(0)
-    anneal = 10 * run.data.global_batch_size
+    """Command lines that work for this very run, from the folder the report is made in."""
+    _, order = open_run(str(folder))
+    seen = order.documents(order.batch(1, 0, 1)[0])[0]
+    document = seen.file.index.row(seen.ordinal).id
+    corpora = [source_corpus(run.data, name, folder / "data") for name in run.data.sources if run.data.sources[name].path]
+    has_text = any(corpus.tokenizer_path() for corpus in corpora)
+    here = shlex.quote(str(folder))
     rows = [
-        (f"olmo generate {folder} --prompt 'def main():'", "text from the newest checkpoint"),
-        (f"olmo data batch {folder} {steps[-1].step} --row 0 --text", "what the last step saw"),
-        (f"olmo data when {folder} {document.id}", "the steps that saw a document"),
-        (f"olmo checkpoints list {folder}", "sizes and losses of the checkpoints"),
-        (f"olmo checkpoints verify {folder}", "every byte against its manifest"),
-        (
-            f"olmo train run_name={run.run_name}_anneal experiment=anneal load.path={steps[-1].path} max_tokens={anneal}",
-            "a new run from the last checkpoint, its learning rate to zero",
-        ),
+        (f"olmo generate {here} --prompt 'def main():'" if has_text else "", "text from the newest checkpoint"),
+        (f"olmo data batch {here} {max(steps[-1].step, 1)} --row 0{' --text' if has_text else ''}", "what the last step saw"),
+        (f"olmo data when {here} {shlex.quote(document)}", "the steps that saw a document"),
+        (f"olmo checkpoints list {here}", "sizes and losses of the checkpoints"),
+        (f"olmo checkpoints verify {here}", "every byte against its manifest"),
+        (shlex.join(["olmo", "train", *_anneal(run, steps)]), "a new run from a checkpoint, its learning rate to zero"),
     ]
-    return ["Try next:", *(f"  {command}\n      {what}" for command, what in rows)]
+    return ["Try next:", *(f"  {command}\n      {what}" for command, what in rows if command)]
+
+
+def _anneal(run: TrainConfig, steps: list[StepInfo]) -> list[str]:
+    """Overrides of an anneal of ten steps on one rank; a checkpoint that stopped at a rate of zero has nothing to anneal."""
+    best = next((info for info in reversed(steps) if info.lr > 0), steps[-1])
+    words = [f"run_name={_hydra(f'{run.run_name}_anneal')}", "experiment=anneal", f"load.path={_hydra(str(best.path))}"]
+    words.append(f"max_tokens={10 * run.data.global_batch_size}")
+    base, kept = to_plain(load_config("train", TrainConfig, words)), to_plain(run)
+    for section, name in (("optim", "lr"), ("optim", "schedule"), ("parallel", "shard_size")):
+        kept[section][name] = base[section][name]
+    if run.run_dir != f"runs/{run.run_name}":
+        words.append(f"run_dir={_hydra(f'{run.run_dir}_anneal')}")
+    if best.lr == 0:
+        words.append(f"optim.lr={read_state(best.path)['peak_lr']}")
+    if run.eval.eval_every is None:
+        words.append("eval.eval_every=null")
+    for section in ("model", "data", "optim", "parallel"):
+        words += _differences(kept[section], base[section], section)
+    return words
+
+
+def _differences(wanted: Any, base: Any, name: str) -> Iterator[str]:
+    """Overrides that make `wanted` of `base`."""
+    if isinstance(wanted, dict) and isinstance(base, dict):
+        for key in wanted:
+            yield from _differences(wanted[key], base.get(key), f"{name}.{key}")
+        yield from (f"~{name}.{key}" for key in base if key not in wanted)
+    elif wanted != base:
+        yield f"{name}={_hydra(wanted)}"
+
+
+def _hydra(value: Any) -> str:
+    """A value in the grammar of Hydra's command line."""
+    match value:
+        case dict():
+            return "{" + ", ".join(f"{key}: {_hydra(entry)}" for key, entry in value.items()) + "}"
+        case list():
+            return "[" + ", ".join(_hydra(entry) for entry in value) + "]"
+        case str() if not set(value) <= PLAIN:
+            return json.dumps(value, ensure_ascii=False)
+        case None | bool():
+            return json.dumps(value)
+        case _:
+            return str(value)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from checkpoints.catalog import find_steps
+from checkpoints.catalog import find_folders
 from olmo_train.checkpoint import read_manifest, verify_files
 from olmo_train.errors import CheckpointError, run_command
 
@@ -14,10 +14,15 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser("olmo checkpoints verify", description=__doc__)
     parser.add_argument("path", type=Path, help="folder of a run, or of one step")
     args = parser.parse_args(argv)
-    folders = [args.path] if (args.path / "manifest.json").exists() else [info.path for info in find_steps(args.path)]
+    folders = [args.path] if (args.path / "manifest.json").exists() else [folder for _, folder in find_folders(args.path)]
     problems: list[str] = []
     for folder in folders:
-        manifest = read_manifest(folder)
+        try:
+            manifest = read_manifest(folder)
+        except CheckpointError as error:
+            problems.append(str(error))
+            print(f"{folder}: DAMAGED, its manifest cannot be used")
+            continue
         found = verify_files(folder, manifest) + missing_rows(folder, manifest)
         problems += found
         size = sum(entry["bytes"] for entry in manifest["files"].values())

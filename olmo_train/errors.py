@@ -1,5 +1,6 @@
 """The errors a user can cause, and how a command line reports them."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -43,15 +44,22 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
     """Run the entry point `main` on `argv` (without the program name) and return the exit status.
 
     Input errors print one message and give 2; errors of a run in progress give 1. Everything else keeps its traceback,
-    because it is a bug.
+    because it is a bug. Of several ranks (torchrun's RANK) only the first tells of a ConfigError, which all of them find; a shard
+    or a file that fails may have failed on one rank alone, so there every rank speaks, and says who it is.
     """
+    rank = os.environ.get("RANK", "0")
+    prefix = "error: " if rank == "0" else f"error on rank {rank}: "
     try:
         main(sys.argv[1:] if argv is None else argv)
-    except (ConfigError, ShardError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except ConfigError as error:
+        if rank == "0":
+            print(f"{prefix}{error}", file=sys.stderr)
+        return EXIT_USAGE
+    except ShardError as error:
+        print(f"{prefix}{error}", file=sys.stderr)
         return EXIT_USAGE
     except (CheckpointError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{prefix}{error}", file=sys.stderr)
         return EXIT_FAILED
     except BrokenPipeError:
         # `olmo ... | head` closed the pipe; not worth a traceback. Point stdout at nothing so that the flush at exit is quiet.

@@ -3,14 +3,17 @@
 import json
 import logging
 import math
+import netrc
 import os
 import resource
+import secrets
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from tqdm import tqdm
@@ -78,7 +81,7 @@ class MetricsLog:
         if not self.is_main:
             return
         for name in ("metrics.jsonl", "data.jsonl"):
-            drop_lines_after(self.folder / name, step)
+            drop_lines_after(self.folder / name, step if step > 0 else -1)  # from the start, step 0 is evaluated again too
         if self.config.progress_bar and sys.stderr.isatty():
             self._bar = tqdm(total=self.last_step, initial=step, unit="step", dynamic_ncols=True)
 
@@ -92,6 +95,8 @@ class MetricsLog:
             for line in lines:
                 self._wandb.log(_flat(line), step=line["step"])
         last = lines[-1]
+        if last["step"] == 0:  # only evaluated, and its results are logged where they are made
+            return
         if self._bar is not None:
             self._bar.update(last["step"] - self._bar.n)
             self._bar.set_postfix_str(_summary(last))
@@ -176,7 +181,16 @@ def peak_memory_gib(device: torch.device) -> float:
 
 def _append(path: Path, lines: list[dict[str, Any]]) -> None:
     with open(path, "a") as file:
-        file.write("".join(json.dumps(line) + "\n" for line in lines))
+        file.write("".join(json.dumps(_without_nan(line), allow_nan=False) + "\n" for line in lines))
+
+
+def _without_nan(value: Any) -> Any:
+    """Infinite and undefined numbers as None: JSON has none, and `NaN` in a file stops every reader but Python's."""
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _summary(line: dict[str, Any]) -> str:
@@ -209,19 +223,32 @@ def _start_wandb(folder: Path, config: MetricsConfig, run_name: str, values: dic
     assert config.wandb is not None
     try:
         import wandb
-        import wandb.util
     except ImportError:
         raise ConfigError(
             "metrics.wandb is set, but wandb is not installed; pip install 'olmo-train[wandb]', or metrics.wandb=null"
         ) from None
     mode = config.wandb.mode
     if mode == WandbMode.AUTO:
-        mode = WandbMode.ONLINE if os.environ.get("WANDB_API_KEY") or wandb.api.api_key else WandbMode.OFFLINE
+        mode = WandbMode.ONLINE if _has_wandb_key() else WandbMode.OFFLINE
     name: Any = mode.value
     identity = folder / "wandb_id"
     if not identity.exists():
-        identity.write_text(wandb.util.generate_id())
-    return wandb.init(
-        project=config.wandb.project, entity=config.wandb.entity, name=run_name, id=identity.read_text().strip(), resume="allow",
-        dir=str(folder), mode=name, config=values,
-    )  # fmt: skip
+        identity.write_text(secrets.token_hex(4))
+    try:
+        return wandb.init(
+            project=config.wandb.project, entity=config.wandb.entity, name=run_name, id=identity.read_text().strip(),
+            resume="allow", dir=str(folder), mode=name, config=values,
+        )  # fmt: skip
+    except wandb.errors.Error as error:
+        raise ConfigError(f"metrics.wandb: {str(error).rstrip('.')}; mend it, or use metrics.wandb.mode=offline") from error
+
+
+def _has_wandb_key() -> bool:
+    """Whether there is a key where WandbMode.AUTO says; wandb's own functions for it warn, or prompt for one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    try:
+        return netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc").authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -213,6 +213,8 @@ def _rest(run: TrainConfig) -> Iterator[str]:
             yield from _positive(name, optional)
     if run.checkpoint.keep_ephemeral < 1:
         yield f"checkpoint.keep_ephemeral={run.checkpoint.keep_ephemeral}: keep at least 1, or there is nothing to resume from"
+    if run.eval.tasks and run.eval.eval_every is None:
+        yield "eval.tasks is set, but with eval.eval_every=null they never run; give eval.eval_every"
     if run.load is not None and not Path(run.load.path, "manifest.json").is_file():
         yield f"load.path={run.load.path} is not a step folder (it has no manifest.json); e.g. runs/base/steps/step00001000"
     if "/" in run.run_name or run.run_name in ("", ".", ".."):

@@ -24,7 +24,8 @@ def provenance(n_ranks: int, device: torch.device) -> dict[str, Any]:
             continue
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        # The name is `olmo train`, two words, or that of a script; quoted as one it could not be pasted into a shell.
+        "command": f"{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}",
         "git": git_state(),
         "python": platform.python_version(),
         "versions": versions,

@@ -43,6 +43,8 @@ class Progress:
     """Of the last step taken."""
     loss: float | None = None
     """Of the last step taken."""
+    is_saved: bool = False
+    """This very step was loaded from its folder."""
 
 
 @dataclass
@@ -176,7 +178,7 @@ def resume(live: Live, run: TrainConfig, folder: Path) -> Progress:
         mine = [key for key in manifest["tensors"]["rng"] if key.endswith(f"/{live.layout.rank}")]
         tensors = checkpoint.load_rows(folder, manifest, "rng", dict.fromkeys(mine))
         set_rng_state({key.split("/")[0]: tensor for key, tensor in tensors.items()}, live.layout.device)
-    return Progress(state["step"], state["peak_lr"], state["lr"], state["loss"])
+    return Progress(state["step"], state["peak_lr"], state["lr"], state["loss"], is_saved=True)
 
 
 def changed_config(run: TrainConfig, saved: Path) -> list[str]:

@@ -5,6 +5,7 @@ Hydra composes the values untyped; `to_dataclass` then checks them against the d
 """
 
 import difflib
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -87,7 +88,11 @@ def run_hydra(
         task(run)
 
     sys.argv = [sys.argv[0], *forced]
-    main()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us, instead of ending the process with a part of their traceback
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
 
 
 def register(name: str, schema: type) -> None:

@@ -63,17 +63,12 @@ def train(run: TrainConfig) -> None:
         live = _build(run, layout, order)
         progress = _begin(run, live, folder.steps)
         parts = _assemble(run, live, sources, progress, folder)
-        if progress.step >= run.max_tokens // run.data.global_batch_size:
+        last = run.max_tokens // run.data.global_batch_size
+        if progress.step >= last:
             log.info("run %s is complete: step %d is saved in %s", run.run_name, progress.step, folder.steps)
-            return
-        Trainer(run, parts).fit()
-        log.info(
-            "run %s: step %d of %d is saved in %s",
-            run.run_name,
-            progress.step,
-            run.max_tokens // run.data.global_batch_size,
-            folder.steps,
-        )
+        else:
+            Trainer(run, parts).fit()
+            log.info("run %s: step %d of %d is saved in %s", run.run_name, progress.step, last, folder.steps)
     finally:
         folder.close()
     dist.destroy_process_group()
@@ -92,7 +87,7 @@ def find_all_problems(run: TrainConfig) -> list[str]:
         problems.append("parallel.device=cuda, but torch finds no CUDA device; use parallel.device=cpu or a CUDA build of torch")
     needs_heldout = run.eval.eval_every is not None and not run.eval.tasks
     problems += find_data_problems(run.data, vocab_rows(run.model), needs_heldout)
-    return problems + find_task_problems(run.eval, _task_tokenizer(run, readable_corpora(run.data)))
+    return problems + find_task_problems(run.eval, _task_tokenizer(run, readable_corpora(run.data)), vocab_rows(run.model))
 
 
 def _task_tokenizer(run: TrainConfig, corpora: list[Corpus]) -> Path | None:
@@ -116,7 +111,7 @@ def _open_data(run: TrainConfig, layout: Layout, folder: Path) -> list[Source]:
             problems.append(str(error))
     problems = from_main(layout, problems)
     if problems:
-        raise ShardError("\n".join(problems))
+        raise ConfigError(problems)  # all ranks have heard of them, and rank 0 tells
     return open_sources(run.data, folder / "data")
 
 

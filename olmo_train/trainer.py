@@ -84,7 +84,8 @@ class Trainer:
         self.parts.metrics.restart_at(progress.step)
         if progress.step == 0:
             self._evaluate_if_due(0, last)
-            self._save_if_due(0)
+            if not progress.is_saved:
+                self._save_if_due(0)
         self._interval = _Interval(time.perf_counter())
         with _signals(self._on_signal), _collecting_garbage_by_hand(run.gc_every) as collect:
             steps = self.parts.loader.steps(progress.step + 1, last)
