@@ -202,7 +202,9 @@ def _experts_backward(dy_ND: Tensor, saved: _Saved, backend: str) -> tuple[Tenso
         return F.grouped_mm(dh_SF, w_in_EFD, offs=ends), F.grouped_mm(dh_SF.mT, x_SD, offs=ends), dw_out_EDF, dgates_S
     dx_SD = x_ND.new_empty(len(token_of_slot), x_ND.shape[1])
     dgates_S = gates_S.new_empty(len(gates_S), dtype=torch.float32)
-    dw_in_EFD, dw_out_EDF = torch.zeros_like(w_in_EFD), torch.zeros_like(w_out_EDF)
+    dw_in_EFD, dw_out_EDF = torch.empty_like(w_in_EFD), torch.empty_like(w_out_EDF)
+    idle = offsets.diff() == 0
+    dw_in_EFD[idle], dw_out_EDF[idle] = 0, 0
 
     def one(expert: tuple[int, slice]) -> None:
         e, rows = expert

@@ -103,7 +103,11 @@ CASES = [
     (["checkpoint.save_every=0"], 1, "checkpoint.save_every=0 must be positive"),
     (["checkpoint.keep_ephemeral=0"], 1, "checkpoint.keep_ephemeral=0: keep at least 1, or there is nothing to resume from"),
     (["eval.eval_every=0"], 1, "eval.eval_every=0 must be positive"),
-    (["eval.tasks=[copa]", "eval.eval_every=null"], 1, "eval.tasks is set, but with eval.eval_every=null they never run; give eval.eval_every"),
+    (
+        ["eval.tasks=[copa]", "eval.eval_every=null"],
+        1,
+        "eval.tasks is set, but with eval.eval_every=null they never run; give eval.eval_every",
+    ),
     (["stop_at_step=0"], 1, "stop_at_step=0 must be positive"),
     (
         ["load.path=/nowhere"],

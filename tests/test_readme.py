@@ -1,0 +1,51 @@
+"""The commands of the README do what it says."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = README.split("```bash\n")[1].split("```")[0].splitlines()
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What each command printed, in a folder of their own, one after the other."""
+    folder = tmp_path_factory.mktemp("readme")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    printed = {}
+    for command in COMMANDS:
+        done = subprocess.run(
+            shlex.split(command), cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        printed[" ".join(command.split()[:3])] = done.stdout + done.stderr
+    return printed
+
+
+def test_every_command_of_the_readme_runs_and_reports(outputs: dict[str, str]) -> None:
+    assert "documents" in outputs["olmo data gather"]
+    assert "as the manifest says (full)" in outputs["olmo data verify"]
+    assert "step 20/20" in outputs["olmo launch local"]
+    assert "held out, stdlib: " in outputs["olmo launch local"]
+    assert "def main():" in outputs["olmo generate runs/first"]
+    assert "row 0" in outputs["olmo data batch"]
+    assert "unigram entropy" in outputs["olmo report runs/first"]
+
+
+def test_documents_that_the_readme_names_exist() -> None:
+    links = [part.split(")")[0] for part in README.split("](")[1:]]
+    assert len(links) >= 6
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+def test_the_two_commands_are_targets_of_make() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("demo", "test"):
+        assert f"make {target} " in README
+        assert f"\n{target}:" in makefile
