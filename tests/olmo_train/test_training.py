@@ -220,7 +220,7 @@ def test_a_nonfinite_loss_is_never_silent(shards: Path, tmp_path: Path) -> None:
 def test_an_outlier_step_is_skipped_and_recorded(shards: Path, tmp_path: Path) -> None:
     """A learning rate that makes the loss jump: the steps the guard refuses leave no trace in the weights."""
     overrides = ["optim.skip={window: 8, min_history: 4, sigma: 0.5}", "metrics.log_every=1", "checkpoint.save_every=1"]
-    run_training(small(shards, tmp_path / "run", *overrides))
+    run_training(small(shards, tmp_path / "run", *overrides, "optim.lr=1", "optim.schedule.warmup_tokens=2048"))
     lines = metrics(tmp_path / "run")
     skipped = [line["step"] for line in lines if line["skipped"]]
     assert skipped

@@ -1,5 +1,6 @@
 """The whole model: parameters as described, documents kept apart, losses consistent, initial values layout-free."""
 
+import hashlib
 import itertools
 
 import pytest
@@ -167,6 +168,13 @@ def test_initial_rows_do_not_depend_on_how_they_are_cut() -> None:
     assert not torch.equal(initial_rows(shape, config, 2, (0, 10)), whole[:10])
     other = ParamShape("y", (5000, 700), ParamKind.MATRIX, 0)
     assert not torch.equal(initial_rows(other, config, 1, (0, 10)), whole[:10])
+
+
+def test_initial_weights_are_the_same_under_every_version_of_torch() -> None:
+    """Written down on torch 2.13 and found on 2.11: a published seed leads to the same weights."""
+    values = initial_rows(ParamShape("w", (4096, 256), ParamKind.MATRIX, 0), small(), 7, (0, 4096))
+    assert values[0, :4].tolist() == pytest.approx([-0.0174340, -0.0087901, -0.0157770, -0.0200597], abs=1e-7)
+    assert hashlib.sha256(values.numpy().tobytes()).hexdigest().startswith("60451b461c56bf50")
 
 
 def test_the_truncated_normal_has_its_deviation_and_its_cut() -> None:
