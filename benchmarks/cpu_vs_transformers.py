@@ -16,7 +16,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -83,6 +82,15 @@ def load(config: list[str]) -> Any:
     return load_config("train", TrainConfig, config)
 
 
+def open_loader(run: Any) -> Any:
+    """The same batches for both sides."""
+    from olmo_train.data.loader import Loader, open_sources
+    from olmo_train.data.order import DataOrder
+
+    order = DataOrder(open_sources(run.data, Path(run.run_dir)), run.seed, run.data.seq_len, run.data.global_batch_size)
+    return Loader(order, run.data, 0, 1)
+
+
 def rate(run: Any, step: int) -> float:
     """Learning rate of a step, of both sides."""
     from olmo_train.optim.schedule import multiplier
@@ -133,39 +141,21 @@ def serve(connection: Connection, side: Callable[..., Iterator[float]], config: 
 
 
 def ours(config: list[str], threads: int) -> Iterator[float]:
-    from olmo_train.data.loader import Loader, open_sources
-    from olmo_train.data.order import DataOrder
-    from olmo_train.kernels.choose import choose_kernels
-    from olmo_train.metrics import PhaseTimer
-    from olmo_train.model.init import initial_rows
-    from olmo_train.model.shapes import param_shapes
-    from olmo_train.model.transformer import Transformer
-    from olmo_train.optim.adamw import AdamW
-    from olmo_train.optim.guard import Guard
-    from olmo_train.parallel.fsdp import local, local_rows, materialize, shard
     from olmo_train.parallel.memory import keep_freed_memory
-    from olmo_train.parallel.mesh import init_distributed
-    from olmo_train.train_step import TrainStep
 
     keep_freed_memory()
-    import torch
+    from olmo_train.metrics import PhaseTimer
+    from olmo_train.parallel.mesh import init_distributed
+    from olmo_train.train import build, draw_weights
+    from olmo_train.train_step import TrainStep
 
     run = load(config)
     layout = init_distributed(run.parallel)
-    order = DataOrder(open_sources(run.data, Path(run.run_dir)), run.seed, run.data.seq_len, run.data.global_batch_size)
-    with torch.device("meta"):
-        model = Transformer(run.model, choose_kernels(asdict(run.kernels), layout.device))
-    shard(model, model.fsdp_units(), layout, run.parallel)
-    materialize(model, layout.device)
-    params = dict(model.named_parameters())
-    with torch.no_grad():
-        for shape in param_shapes(run.model):
-            rows = local_rows(params[shape.name], layout)
-            local(params[shape.name]).copy_(initial_rows(shape, run.model, run.seed, rows))
-    kinds = {shape.name: shape.kind for shape in param_shapes(run.model)}
-    optimizer = AdamW({name: local(param) for name, param in params.items()}, kinds, run.optim)
-    step = TrainStep(model, optimizer, Guard(run.optim.skip, layout.device), layout, run)
-    for number, rows in Loader(order, run.data, 0, 1).steps(1, 10**6):
+    loader = open_loader(run)
+    live = build(run, layout, loader.order)
+    draw_weights(run, live)
+    step = TrainStep(live.model, live.optimizer, live.guard, layout, run)
+    for number, rows in loader.steps(1, 10**6):
         yield float(step(rows, rate(run, number), PhaseTimer(layout.device)).loss)
 
 
@@ -174,8 +164,6 @@ def theirs(config: list[str], threads: int) -> Iterator[float]:
     import transformers
 
     from checkpoints.hf_names import hf_config, to_hf
-    from olmo_train.data.loader import Loader, open_sources
-    from olmo_train.data.order import DataOrder
     from olmo_train.model.init import initial_rows
     from olmo_train.model.shapes import param_shapes
 
@@ -199,8 +187,7 @@ def theirs(config: list[str], threads: int) -> Iterator[float]:
     model.train()
     o = run.optim
     optimizer = torch.optim.AdamW(model.parameters(), o.lr, (o.beta1, o.beta2), o.eps, o.weight_decay, fused=True)
-    order = DataOrder(open_sources(run.data, Path(run.run_dir)), run.seed, run.data.seq_len, run.data.global_batch_size)
-    for number, rows in Loader(order, run.data, 0, 1).steps(1, 10**6):
+    for number, rows in open_loader(run).steps(1, 10**6):
         for group in optimizer.param_groups:
             group["lr"] = rate(run, number)
         total = 0.0

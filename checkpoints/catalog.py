@@ -4,8 +4,9 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from olmo_train.checkpoint import list_steps, read_manifest, read_state
+from olmo_train.checkpoint import read_manifest, read_state
 from olmo_train.errors import ConfigError, run_command
+from olmo_train.step_folder import list_steps
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import torch
 
 from olmo_train.checkpoint import load_rows, read_manifest
 from olmo_train.config.train import KernelsConfig, TrainConfig
+from olmo_train.data.checks import find_tokenizer
 from olmo_train.data.shards import Corpus
 from olmo_train.errors import CheckpointError, ConfigError
 from olmo_train.kernels.choose import choose_kernels
@@ -38,8 +39,7 @@ def tokenizer_of(run: TrainConfig, given: Path | None) -> Tokenizer:
     """The tokenizer a run's shards were made with, by its manifests; `given` takes precedence."""
     if given is not None:
         return Tokenizer(given)
-    for source in run.data.sources.values():
-        path = Corpus(source.path).tokenizer_path() if source.path else None
-        if path is not None:
-            return Tokenizer(path)
-    raise ConfigError("no manifest of this run names a tokenizer; give --tokenizer tokenizer.json")
+    path = find_tokenizer(Corpus(source.path) for source in run.data.sources.values() if source.path)
+    if path is None:
+        raise ConfigError("no manifest of this run names a tokenizer; give --tokenizer tokenizer.json")
+    return Tokenizer(path)

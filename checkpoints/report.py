@@ -14,6 +14,7 @@ from data_tools.run_order import open_run
 from data_tools.unigram import entropy, unigram_counts
 from olmo_train.checkpoint import read_state
 from olmo_train.config.train import TrainConfig
+from olmo_train.data.checks import find_tokenizer
 from olmo_train.data.loader import source_corpus
 from olmo_train.errors import run_command
 from olmo_train.model.size import count_params
@@ -107,7 +108,7 @@ def _next_commands(folder: Path, run: TrainConfig, steps: list[StepInfo]) -> lis
     seen = order.documents(order.batch(1, 0, 1)[0])[0]
     document = seen.file.index.row(seen.ordinal).id
     corpora = [source_corpus(run.data, name, folder / "data") for name in run.data.sources if run.data.sources[name].path]
-    has_text = any(corpus.tokenizer_path() for corpus in corpora)
+    has_text = find_tokenizer(corpora) is not None
     here = shlex.quote(str(folder))
     rows = [
         (f"olmo generate {here} --prompt 'def main():'" if has_text else "", "text from the newest checkpoint"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from data_tools.run_order import open_run
 from olmo_train.config.data import SourceConfig
+from olmo_train.data.checks import find_tokenizer
 from olmo_train.data.order import DataOrder, Instance
 from olmo_train.data.shards import Corpus
 from olmo_train.errors import ConfigError, run_command
@@ -31,11 +32,10 @@ def main(argv: list[str]) -> None:
 
 
 def _tokenizer(sources: dict[str, SourceConfig]) -> Tokenizer:
-    for source in sources.values():
-        path = Corpus(source.path).tokenizer_path() if source.path else None
-        if path is not None:
-            return Tokenizer(path)
-    raise ConfigError("--text: no manifest of this run names a tokenizer")
+    path = find_tokenizer(Corpus(source.path) for source in sources.values() if source.path)
+    if path is None:
+        raise ConfigError("--text: no manifest of this run names a tokenizer")
+    return Tokenizer(path)
 
 
 def _print_row(order: DataOrder, instance: Instance, tokenizer: Tokenizer | None) -> None:

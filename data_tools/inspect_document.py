@@ -5,6 +5,7 @@ from pathlib import Path
 
 from data_tools.run_order import open_run
 from olmo_train.errors import ConfigError, run_command
+from olmo_train.step_folder import list_steps
 
 
 def main(argv: list[str]) -> None:
@@ -18,11 +19,7 @@ def main(argv: list[str]) -> None:
     last = run.max_tokens // run.data.global_batch_size if args.steps is None else args.steps
     if last < 1:
         raise ConfigError(f"--steps={last} must be positive; steps count from 1")
-    saved = sorted(
-        int(folder.name.removeprefix("step"))
-        for folder in Path(args.run, "steps").glob("step*")
-        if (folder / "manifest.json").exists()
-    )
+    saved = [step for step, _ in list_steps(Path(args.run, "steps"))]
     found = False
     for source in order.sources:
         for file in source.files:

@@ -59,12 +59,11 @@ def _check_index(file: ShardFile, again: DocumentIndex, heldout_frac: float) -> 
             f"{wanted[0]}, {wanted[1]} with {wanted[2]}: ids or spans were changed; copy it again"
         )
     for suffix in (".starts.idx", ".ids.idx", ".heldout.idx"):
-        path, theirs = _load(index, suffix)
-        _, ours = _load(again, suffix)
+        path, theirs, ours = index.path(suffix), index.load(suffix), again.load(suffix)
         if not np.array_equal(theirs, ours):
             where = f"number {np.argmax(theirs != ours)}" if theirs.shape == ours.shape else f"shape {theirs.shape}"
             raise ShardError(f"{path}: {where} is not what {index.rows_path.name} gives; copy it again")
-    path, blocks = _load(index, ".blocks.idx")
+    path, blocks = index.path(".blocks.idx"), index.load(".blocks.idx")
     size = index.rows_path.stat().st_size
     rising = bool((blocks[1:] > blocks[:-1]).all())
     if len(blocks) < 2 or not rising or (blocks[0], blocks[-1]) != (0, size):
@@ -72,14 +71,6 @@ def _check_index(file: ShardFile, again: DocumentIndex, heldout_frac: float) -> 
     for ordinal in range(0, entry.documents, ROWS_PER_BLOCK):
         if index.row(ordinal) != again.row(ordinal):
             raise ShardError(f"{path}: does not lead to the row of document {ordinal}; copy it again")
-
-
-def _load(index: DocumentIndex, suffix: str) -> tuple[Path, np.ndarray]:
-    path = index.prefix.with_name(index.prefix.name + suffix)
-    try:
-        return path, np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ShardError(f"{path}: document index cannot be read: {error}; copy it again") from error
 
 
 def check_tokenizer(corpus: Corpus) -> list[str]:

@@ -27,8 +27,8 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"--ranks={args.ranks} must be at least 1")
 
     def check(run: TrainConfig) -> list[str]:
-        needs_heldout = run.eval.eval_every is not None and not run.eval.tasks
-        return find_problems(run, n_ranks=args.ranks) + find_data_problems(run.data, vocab_rows(run.model), needs_heldout)
+        data_problems = find_data_problems(run.data, vocab_rows(run.model), run.eval.needs_heldout)
+        return find_problems(run, n_ranks=args.ranks) + data_problems
 
     load_config("train", TrainConfig, overrides, check)
     command = local_command(args.ranks, overrides)

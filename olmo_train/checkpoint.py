@@ -28,10 +28,10 @@ from torch import Tensor
 
 from olmo_train.errors import CheckpointError
 from olmo_train.files import write_atomic
+from olmo_train.step_folder import MANIFEST, step_name
 
 FORMAT = "olmo_train.step"
 VERSION = 1
-MANIFEST = "manifest.json"
 PERMANENT, EPHEMERAL = "permanent", "ephemeral"
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
@@ -46,21 +46,6 @@ class Shard:
     tensor: Tensor
     start: int
     shape: tuple[int, ...]
-
-
-def step_name(step: int) -> str:
-    """Folder name of a step; sorts by step."""
-    return f"step{step:08d}"
-
-
-def list_steps(steps: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of the finished step folders, oldest first."""
-    found = []
-    for folder in steps.glob("step*") if steps.is_dir() else []:
-        digits = folder.name.removeprefix("step")
-        if digits.isdigit() and (folder / MANIFEST).exists():
-            found.append((int(digits), folder))
-    return sorted(found)
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------

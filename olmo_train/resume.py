@@ -22,6 +22,7 @@ from olmo_train.parallel.mesh import Layout
 from olmo_train.rng import rng_state, set_rng_state
 from olmo_train.saver import LocalPart
 from olmo_train.schema import read_yaml, to_plain
+from olmo_train.step_folder import list_steps
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def newest_good_step(steps: Path, layout: Layout) -> Path | None:
     Ranks share out the checking; all return the same.
     """
     while True:
-        found = checkpoint.list_steps(steps) if layout.is_main else []
+        found = list_steps(steps) if layout.is_main else []
         folder: Path | None = from_main(layout, found[-1][1] if found else None)
         if folder is None:
             return None

@@ -1,6 +1,5 @@
 """When and how a run saves: snapshot, background writing, agreement about failures, retention. The format is checkpoint.py's."""
 
-import json
 import logging
 import shutil
 import threading
@@ -16,6 +15,7 @@ from olmo_train import checkpoint
 from olmo_train.checkpoint import Shard
 from olmo_train.config.train import CheckpointConfig
 from olmo_train.errors import CheckpointError
+from olmo_train.step_folder import list_steps, step_name
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class Saver:
             self._written.set()
             if self.rank == 0:
                 info: dict[str, Any] = {"step": step, "kind": kind, "n_ranks": self.n_ranks}
-                if checkpoint.commit(folder, self.steps / checkpoint.step_name(step), self.n_ranks, info, texts, self._cancelled):
+                if checkpoint.commit(folder, self.steps / step_name(step), self.n_ranks, info, texts, self._cancelled):
                     self._prune()
         except Exception as error:  # carried to the training thread, which reports and counts it in `settle`
             self._error = error
@@ -139,9 +139,7 @@ class Saver:
     def _prune(self) -> None:
         """Delete all but the newest ephemeral steps. Permanent ones are never touched."""
         ephemeral = [
-            folder
-            for _, folder in checkpoint.list_steps(self.steps)
-            if json.loads((folder / checkpoint.MANIFEST).read_text())["kind"] == checkpoint.EPHEMERAL
+            folder for _, folder in list_steps(self.steps) if checkpoint.read_manifest(folder)["kind"] == checkpoint.EPHEMERAL
         ]
         for folder in ephemeral[: max(len(ephemeral) - self.config.keep_ephemeral, 0)]:
             checkpoint.remove_step(folder)

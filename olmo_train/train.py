@@ -4,6 +4,7 @@ token shards + config  ->  runs/<run_name>/{config.yaml, provenance.json, metric
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch.distributed as dist
 
 from olmo_train.config.model import BalanceScope
 from olmo_train.config.train import TrainConfig
-from olmo_train.data.checks import find_data_problems, readable_corpora
+from olmo_train.data.checks import find_data_problems, find_tokenizer, readable_corpora
 from olmo_train.data.loader import Loader, open_sources, prepare_sources, source_corpus
 from olmo_train.data.order import DataOrder, Source
 from olmo_train.data.shards import Corpus
@@ -31,7 +32,7 @@ from olmo_train.optim.guard import Guard
 from olmo_train.parallel.collectives import any_rank, from_main
 from olmo_train.parallel.fsdp import DTYPES, local, local_rows, materialize, shard
 from olmo_train.parallel.memory import keep_freed_memory
-from olmo_train.parallel.mesh import Layout, init_distributed, world
+from olmo_train.parallel.mesh import Layout, choose_device, init_distributed, world
 from olmo_train.problems import find_problems
 from olmo_train.provenance import provenance
 from olmo_train.resume import Live, Progress, load_weights, newest_good_step, resume, verify_together
@@ -60,7 +61,7 @@ def train(run: TrainConfig) -> None:
     try:
         sources = _open_data(run, layout, folder.path)
         order = DataOrder(sources, run.seed, run.data.seq_len, run.data.global_batch_size)
-        live = _build(run, layout, order)
+        live = build(run, layout, order)
         progress = _begin(run, live, folder.steps)
         parts = _assemble(run, live, sources, progress, folder)
         last = run.max_tokens // run.data.global_batch_size
@@ -83,17 +84,17 @@ def find_all_problems(run: TrainConfig) -> list[str]:
     moe = run.model.moe
     widths = {} if moe is None else {"model.d_model": run.model.d_model, "model.moe.d_expert": moe.d_expert}
     problems += find_kernel_problems(asdict(run.kernels), widths, DTYPES[run.parallel.compute_dtype].itemsize)
-    if run.parallel.device == "cuda" and not torch.cuda.is_available():
-        problems.append("parallel.device=cuda, but torch finds no CUDA device; use parallel.device=cpu or a CUDA build of torch")
-    needs_heldout = run.eval.eval_every is not None and not run.eval.tasks
-    problems += find_data_problems(run.data, vocab_rows(run.model), needs_heldout)
-    return problems + find_task_problems(run.eval, _task_tokenizer(run, readable_corpora(run.data)), vocab_rows(run.model))
+    try:
+        choose_device(run.parallel.device)
+    except ConfigError as error:
+        problems += error.problems
+    problems += find_data_problems(run.data, vocab_rows(run.model), run.eval.needs_heldout)
+    tokenizer = _task_tokenizer(run, readable_corpora(run.data)) if run.eval.tasks else None
+    return problems + find_task_problems(run.eval, tokenizer, vocab_rows(run.model))
 
 
-def _task_tokenizer(run: TrainConfig, corpora: list[Corpus]) -> Path | None:
-    if run.eval.task_tokenizer is not None:
-        return Path(run.eval.task_tokenizer)
-    return next((path for corpus in corpora if (path := corpus.tokenizer_path()) is not None), None)
+def _task_tokenizer(run: TrainConfig, corpora: Iterable[Corpus]) -> Path | None:
+    return find_tokenizer(corpora) if run.eval.task_tokenizer is None else Path(run.eval.task_tokenizer)
 
 
 # ---- building, in order ----------------------------------------------------------------------------------------------------
@@ -115,7 +116,7 @@ def _open_data(run: TrainConfig, layout: Layout, folder: Path) -> list[Source]:
     return open_sources(run.data, folder / "data")
 
 
-def _build(run: TrainConfig, layout: Layout, order: DataOrder) -> Live:
+def build(run: TrainConfig, layout: Layout, order: DataOrder) -> Live:
     """Model, optimizer and guard, laid over the ranks; weights are not filled yet."""
     kernels = choose_kernels(asdict(run.kernels), layout.device)
     with torch.device("meta"):
@@ -148,13 +149,18 @@ def _begin(run: TrainConfig, live: Live, steps: Path) -> Progress:
             )
         log.info("began with the weights of %s", folder)
         return Progress(peak_lr=run.optim.lr if run.optim.lr is not None else state["lr"])
-    params = dict(live.model.named_parameters())
-    with torch.no_grad():
-        for shape in param_shapes(run.model):
-            rows = local_rows(params[shape.name], live.layout)
-            local(params[shape.name]).copy_(initial_rows(shape, run.model, run.seed, rows))
+    draw_weights(run, live)
     assert run.optim.lr is not None  # find_problems
     return Progress(peak_lr=run.optim.lr)
+
+
+@torch.no_grad()
+def draw_weights(run: TrainConfig, live: Live) -> None:
+    """Fill this rank's rows with the initial weights of the run's seed."""
+    params = dict(live.model.named_parameters())
+    for shape in param_shapes(run.model):
+        rows = local_rows(params[shape.name], live.layout)
+        local(params[shape.name]).copy_(initial_rows(shape, run.model, run.seed, rows))
 
 
 def _assemble(run: TrainConfig, live: Live, sources: list[Source], progress: Progress, folder: RunFolder) -> Parts:
@@ -162,7 +168,7 @@ def _assemble(run: TrainConfig, live: Live, sources: list[Source], progress: Pro
     layout = live.layout
     corpora = {source.name: source_corpus(run.data, source.name, folder.path / "data") for source in sources}
     token_bytes = {name: corpus.token_bytes() for name, corpus in corpora.items()}
-    tokenizer = _task_tokenizer(run, list(corpora.values()))
+    tokenizer = _task_tokenizer(run, corpora.values())
     peak, peak_source = peak_flops(run.metrics, layout.device)
     facts: dict[str, Any] = {
         "from_step": progress.step, "kernels": asdict(live.model.kernels), "flops_convention": FLOPS_CONVENTION,

@@ -83,7 +83,7 @@ class Trainer:
         last = min(run.stop_at_step or self.total_steps, self.total_steps)
         self.parts.metrics.restart_at(progress.step)
         if progress.step == 0:
-            self._evaluate_if_due(0, last)
+            self._evaluate_if_due(0)
             if not progress.is_saved:
                 self._save_if_due(0)
         self._interval = _Interval(time.perf_counter())
@@ -93,7 +93,7 @@ class Trainer:
                 for step, rows in self._timed(steps):
                     stopping = self._ask_to_stop()
                     self._train(step, rows)
-                    self._evaluate_if_due(step, last)
+                    self._evaluate_if_due(step)
                     if (
                         step % run.metrics.log_every == 0
                         or step == last
@@ -226,9 +226,9 @@ class Trainer:
 
     # ---- evaluation and checkpoints ----------------------------------------------------------------
 
-    def _evaluate_if_due(self, step: int, last: int) -> None:
+    def _evaluate_if_due(self, step: int) -> None:
         every = self.run.eval.eval_every
-        if every is None or (step % every != 0 and step != self.total_steps) or (step == 0 and last == 0):
+        if every is None or (step % every != 0 and step != self.total_steps):
             return
         model = self.parts.live.model
         with self._not_training("eval"):

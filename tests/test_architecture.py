@@ -12,7 +12,7 @@ PACKAGES = ("olmo_train", "data_tools", "checkpoints", "launch")
 
 # A file may import from strictly lower floors, and within its own folder.
 FLOORS = [
-    {"olmo_train.errors", "olmo_train.files", "olmo_train.rng"},
+    {"olmo_train.errors", "olmo_train.files", "olmo_train.rng", "olmo_train.step_folder"},
     {"olmo_train.config", "olmo_train.schema", "olmo_train.tokenizer", "olmo_train.checkpoint", "olmo_train.kernels"},
     {
         "olmo_train.model",
@@ -37,7 +37,7 @@ FLOORS = [
 ]
 # No torch is needed to look at a shard, a config or a job script; these import only each other.
 TORCH_FREE = (
-    "olmo_train.errors", "olmo_train.files", "olmo_train.config", "olmo_train.schema", "olmo_train.tokenizer", "olmo_train.problems", "olmo_train.cli",
+    "olmo_train.errors", "olmo_train.files", "olmo_train.step_folder", "olmo_train.config", "olmo_train.schema", "olmo_train.tokenizer", "olmo_train.problems", "olmo_train.cli",
     "olmo_train.data", "olmo_train.model.size", "olmo_train.model.shapes", "data_tools", "launch",
 )  # fmt: skip
 

@@ -112,6 +112,11 @@ class EvalConfig:
     task_max_requests: int | None = None
     """Requests per task, from the front; None: all."""
 
+    @property
+    def needs_heldout(self) -> bool:
+        """Whether there is nothing to evaluate but held-out documents."""
+        return self.eval_every is not None and not self.tasks
+
 
 @dataclass
 class WandbConfig:

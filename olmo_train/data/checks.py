@@ -1,5 +1,6 @@
 """What can be wrong with the sources of a run that shows in their manifests and file sizes alone; no token is read."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from olmo_train.config.data import DataConfig
@@ -52,6 +53,11 @@ def readable_corpora(data: DataConfig) -> list[Corpus]:
         except ShardError:
             continue
     return corpora
+
+
+def find_tokenizer(corpora: Iterable[Corpus]) -> Path | None:
+    """The tokenizer file of the first manifest that names one."""
+    return next((path for corpus in corpora if (path := corpus.tokenizer_path()) is not None), None)
 
 
 def _tokenizer_problems(corpora: list[Corpus]) -> list[str]:

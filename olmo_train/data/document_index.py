@@ -167,21 +167,30 @@ class DocumentIndex:
     def check_present(self) -> None:
         """Raises:
         ShardError: a file of the index, or the rows file, is missing."""
-        for path in (*(_with(self.prefix, suffix) for suffix in SUFFIXES), self.rows_path):
+        for path in (*map(self.path, SUFFIXES), self.rows_path):
             if not path.is_file():
                 raise ShardError(f"{path} is missing: part of the document index; write it again with `olmo data manifest`")
 
     @cached_property
     def starts(self) -> np.ndarray:
         """uint64 (documents + 1,): token offsets."""
-        return self._load(".starts.idx")
+        return self.load(".starts.idx")
 
     @cached_property
     def _gaps(self) -> np.ndarray:
-        return self._load(".heldout.idx")
+        return self.load(".heldout.idx")
 
-    def _load(self, suffix: str) -> np.ndarray:
-        path = _with(self.prefix, suffix)
+    def path(self, suffix: str) -> Path:
+        """One of the index files."""
+        return _with(self.prefix, suffix)
+
+    def load(self, suffix: str) -> np.ndarray:
+        """One of the index files, memory-mapped.
+
+        Raises:
+            ShardError: it cannot be read.
+        """
+        path = self.path(suffix)
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, EOFError, ValueError) as error:
@@ -201,7 +210,7 @@ class DocumentIndex:
 
     def row(self, ordinal: int) -> DocumentRow:
         """Everything known of a document; reads one block of the rows file."""
-        blocks = self._load(".blocks.idx")
+        blocks = self.load(".blocks.idx")
         block = ordinal // ROWS_PER_BLOCK
         try:
             with open(self.rows_path, "rb") as file:
@@ -217,7 +226,7 @@ class DocumentIndex:
 
     def find(self, document_id: str) -> list[int]:
         """Ordinals of the documents with this id (ids should be unique; published corpora have repeats)."""
-        ids, key = self._load(".ids.idx"), np.uint64(id_hash(document_id))
+        ids, key = self.load(".ids.idx"), np.uint64(id_hash(document_id))
         at = int(np.searchsorted(ids[0], key))  # contiguous, so that numpy does not copy it
         ordinals = []
         while at < ids.shape[1] and ids[0, at] == key:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from checkpoints.catalog import find_steps, main, resolve_step
-from olmo_train.checkpoint import step_name
 from olmo_train.errors import CheckpointError, ConfigError
+from olmo_train.step_folder import step_name
 from tests.runs import metrics
 
 

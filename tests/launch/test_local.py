@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from launch.local import local_command, main
-from olmo_train.checkpoint import list_steps
 from olmo_train.errors import EXIT_STOPPED, EXIT_USAGE, ConfigError
+from olmo_train.step_folder import list_steps
 from tests.runs import metrics, small
 
 ROOT = Path(__file__).parents[2]

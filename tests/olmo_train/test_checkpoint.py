@@ -12,20 +12,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from olmo_train.checkpoint import (
-    MANIFEST,
     Shard,
     commit,
-    list_steps,
     load_rows,
     read_manifest,
     read_state,
     remove_step,
-    step_name,
     temporary_folder,
     verify_files,
     write_rank,
-)  # fmt: skip
+)
 from olmo_train.errors import CheckpointError
+from olmo_train.step_folder import MANIFEST, list_steps, step_name
 
 TEXTS = {"state.json": json.dumps({"step": 7}), "config.yaml": "a: 1\n"}
 TENSORS = {

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from olmo_train.checkpoint import list_steps, read_manifest, verify_files
+from olmo_train.checkpoint import read_manifest, verify_files
 from olmo_train.errors import EXIT_STOPPED, CheckpointError
+from olmo_train.step_folder import list_steps
 from tests.distributed import Rank, RankError, collect, start
 from tests.runs import metrics, run_training, small, train_here, weights, without_times
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from olmo_train.checkpoint import list_steps, read_manifest, read_state
+from olmo_train.checkpoint import read_manifest, read_state
+from olmo_train.step_folder import list_steps
 from tests.runs import losses, metrics, run_training, small, weights, without_times
 
 # ---- stop and resume -------------------------------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ def test_checkpoints_come_when_they_should_and_stay_as_long(shards: Path, tmp_pa
         "max_tokens=5120",
         "stop_at_step=19",
     ]
-    run_training(small(shards, tmp_path / "run", *list(overrides)))
+    run_training(small(shards, tmp_path / "run", *overrides))
     kept = {step: read_manifest(folder)["kind"] for step, folder in list_steps(tmp_path / "run/steps")}
     expected = {**dict.fromkeys((0, 1, 2, 4, 8, 16), "permanent"), 19: "ephemeral"}
     assert kept == expected

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from olmo_train.checkpoint import list_steps, read_manifest, read_state
+from olmo_train.checkpoint import read_manifest, read_state
 from olmo_train.config.train import TrainConfig
 from olmo_train.data.loader import open_sources
 from olmo_train.data.order import DataOrder
@@ -19,6 +19,7 @@ from olmo_train.model.shapes import param_shapes
 from olmo_train.model.transformer import Losses, Transformer
 from olmo_train.optim.schedule import multiplier
 from olmo_train.schema import load_config
+from olmo_train.step_folder import list_steps
 from tests.runs import losses, metrics, run_training, small, train_here, weights
 
 
