@@ -32,7 +32,8 @@ def main() -> None:
         return
     torch.manual_seed(0)
     gather_sum(args.repeats)
-    experts(args.repeats)
+    for shape in ((D, F_EXPERT, EXPERTS, TOP_K), (128, 64, 64, 8)):
+        experts(args.repeats, *shape)
     losses(args.repeats)
     for setting in ("returned", "kept"):
         subprocess.run([sys.executable, __file__, "--memory", setting], check=True)
@@ -66,12 +67,12 @@ def gather_sum(repeats: int) -> None:
     compare("weighted sum of each token's experts", ("index_select and sum", plain), ("embedding_bag", bag), repeats)
 
 
-def experts(repeats: int) -> None:
+def experts(repeats: int, d: int, d_expert: int, n_experts: int, top_k: int) -> None:
     """The expert MLP; with an expert per thread, or its matmuls split over all threads."""
-    w_in = (torch.randn(EXPERTS, 2 * F_EXPERT, D) * 0.02).requires_grad_()
-    w_out = (torch.randn(EXPERTS, D, F_EXPERT) * 0.02).requires_grad_()
-    x_ND = torch.randn(TOKENS, D, requires_grad=True)
-    gates, ids = torch.rand(TOKENS, EXPERTS).topk(TOP_K)
+    w_in = (torch.randn(n_experts, 2 * d_expert, d) * 0.02).requires_grad_()
+    w_out = (torch.randn(n_experts, d, d_expert) * 0.02).requires_grad_()
+    x_ND = torch.randn(TOKENS, d, requires_grad=True)
+    gates, ids = torch.rand(TOKENS, n_experts).topk(top_k)
 
     def split(work: Callable[[object], None], items: Sequence[object]) -> None:
         with torch.no_grad():
@@ -86,7 +87,7 @@ def experts(repeats: int) -> None:
     def step(backend: str) -> None:
         moe_mlp.moe_mlp(x_ND, w_in, w_out, gates, ids, backend).sum().backward()
 
-    title = f"expert MLP of {EXPERTS} experts, forward and backward"
+    title = f"expert MLP, top {top_k} of {n_experts} experts of width {d_expert}, forward and backward"
     compare(title, ("threads share each expert", with_split), ("an expert per thread", lambda: step("loop")), repeats)
     compare(title, ("grouped_mm", lambda: step("grouped_mm")), ("loop", lambda: step("loop")), repeats)
     compare(title, ("reference", lambda: step("reference")), ("loop", lambda: step("loop")), repeats)
@@ -102,6 +103,16 @@ def losses(repeats: int) -> None:
         ("chunked", lambda: cross_entropy.linear_cross_entropy(x, w, labels, 0.0, "chunked")[0].backward()),
         repeats,
     )
+    usual = cross_entropy.CHUNK_ELEMENTS["cpu"]
+    times: dict[int, list[float]] = {2**power: [] for power in (19, 20, 21, 22, 23)}
+    for _ in range(repeats):
+        for size, taken in times.items():
+            cross_entropy.CHUNK_ELEMENTS["cpu"] = size
+            begin = time.perf_counter()
+            cross_entropy.linear_cross_entropy(x, w, labels, 0.0, "chunked")[0].backward()
+            taken.append(time.perf_counter() - begin)
+    cross_entropy.CHUNK_ELEMENTS["cpu"] = usual
+    print("logits held at once: " + ", ".join(f"{size:,}: {1000 * median(taken):.0f} ms" for size, taken in times.items()))
 
 
 def page_faults(kept: bool) -> None:
