@@ -5,6 +5,8 @@ from enum import StrEnum
 
 from omegaconf import MISSING
 
+from olmo_train.config.dtypes import FloatType, MomentType
+
 
 class ParamKind(StrEnum):
     """What a parameter is, as far as weight decay and initialisation care."""
@@ -69,8 +71,21 @@ class SkipConfig:
 
 
 @dataclass
+class MuonConfig:
+    """Muon (Jordan et al. 2024; arXiv 2502.16982) for the matrices of the blocks; embedding, output, norms and router stay with AdamW.
+    """
+
+    lr: float | None = None
+    """Peak learning rate of the matrices, on the same schedule; None: optim.lr (updates have the RMS of AdamW's)."""
+    momentum: float = 0.95
+    nesterov: bool = True
+    n_iterations: int = 5
+    """Of the Newton-Schulz orthogonalisation."""
+
+
+@dataclass
 class OptimConfig:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101): decoupled weight decay, fp32 states."""
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101): decoupled weight decay; its number formats: docs/memory.md."""
 
     lr: float | None = MISSING
     """Peak learning rate; None: the rate at which the loaded checkpoint stopped."""
@@ -82,6 +97,15 @@ class OptimConfig:
     """Kinds of parameters without weight decay. OLMoE decays everything."""
     max_grad_norm: float | None = 1.0
     """L2 norm over all parameters above which gradients are scaled down; None: no clipping."""
+    weight_dtype: FloatType = FloatType.FLOAT32
+    """Of the weights that are updated and saved. bfloat16: no fp32 master copy; updates are rounded stochastically."""
+    moment_dtype: MomentType = MomentType.FLOAT32
+    """Of the moments (of the momentum, with Muon)."""
+    grad_dtype: FloatType = FloatType.FLOAT32
+    """In which gradients are added up over micro-steps. bfloat16 only with weight_dtype=bfloat16: it saves 2 bytes per parameter,
+    and small addends are lost once there are many micro-steps."""
+    muon: MuonConfig | None = None
+    """None: AdamW for every parameter."""
     schedule: ScheduleConfig = MISSING
     skip: SkipConfig | None = None
     on_nonfinite: OnNonFinite = OnNonFinite.SKIP

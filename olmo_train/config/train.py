@@ -6,6 +6,7 @@ from enum import StrEnum
 from omegaconf import MISSING
 
 from olmo_train.config.data import DataConfig
+from olmo_train.config.dtypes import FloatType
 from olmo_train.config.model import ModelConfig
 from olmo_train.config.optim import OptimConfig
 
@@ -17,13 +18,6 @@ class Device(StrEnum):
     """CUDA where there is one, else the CPU."""
     CPU = "cpu"
     CUDA = "cuda"
-
-
-class FloatType(StrEnum):
-    """A floating-point format."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
 
 
 class Recompute(StrEnum):

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from olmo_train.config.train import FloatType, ParallelConfig, Recompute
+from olmo_train.config.dtypes import FloatType
+from olmo_train.config.train import ParallelConfig, Recompute
 from olmo_train.parallel.mesh import Layout
 from olmo_train.parallel.recompute import recompute
 
