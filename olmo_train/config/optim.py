@@ -72,8 +72,7 @@ class SkipConfig:
 
 @dataclass
 class MuonConfig:
-    """Muon (Jordan et al. 2024; arXiv 2502.16982) for the matrices of the blocks; embedding, output, norms and router stay with AdamW.
-    """
+    """Muon (Jordan 2024; arXiv 2502.16982) for the matrices of the blocks; embedding, output, norms, router: AdamW."""
 
     lr: float | None = None
     """Peak learning rate of the matrices, on the same schedule; None: optim.lr (updates have the RMS of AdamW's)."""
