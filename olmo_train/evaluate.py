@@ -9,9 +9,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from olmo_train.config.data import DataConfig
-from olmo_train.data.loader import IGNORE, Rows, heldout_batches
+from olmo_train.data.loader import IGNORE, Rows, document_offsets, heldout_batches
 from olmo_train.data.order import HeldoutStream, Source
 from olmo_train.data.shards import ShardFile
+from olmo_train.kernels.attention import Documents
 from olmo_train.parallel.fsdp import evaluating
 from olmo_train.parallel.mesh import Layout
 
@@ -73,14 +74,17 @@ def _by_corpus_source(source: Source) -> dict[str, list[ShardFile]]:
     return files
 
 
-def to_device(rows: Rows, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+def to_device(rows: Rows, device: torch.device) -> tuple[Tensor, Tensor, Documents | None]:
     """(ids, labels, documents) as the model takes them."""
 
     def move(array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(array)
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
-    return move(rows.ids), move(rows.labels), None if rows.documents is None else move(rows.documents)
+    documents = None
+    if rows.documents is not None:
+        documents = Documents(move(rows.documents), move(document_offsets(rows.documents)))
+    return move(rows.ids), move(rows.labels), documents
 
 
 def _idle_rows(config: DataConfig) -> Rows:

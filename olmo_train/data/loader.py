@@ -20,6 +20,9 @@ from olmo_train.errors import ShardError
 IGNORE = -100
 """Label of a position that is not predicted."""
 
+MIN_OFFSETS = 64
+"""Least length of the list of document offsets."""
+
 
 @dataclass
 class Rows:
@@ -172,6 +175,20 @@ def _number_documents(pieces: tuple[Piece, ...], row: np.ndarray) -> None:
                 row[piece.column + a - piece.start : piece.column + b - piece.start] = number
         end = piece.column + piece.end - piece.start
     row[end:] = number + 1
+
+
+def document_offsets(documents_BT: np.ndarray) -> np.ndarray:
+    """Where documents begin in the flattened B * T tokens, then B * T: int32 (n,). A row is a boundary too.
+
+    The end is repeated up to a power of two, at least MIN_OFFSETS, so that all batches of a run share a few shapes. To a kernel
+    these are documents without tokens; flash-attn-4 starts one thread block for each, so that more of them would cost time.
+    """
+    is_start = np.ones(documents_BT.shape, bool)
+    is_start[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
+    starts = np.flatnonzero(is_start)
+    offsets = np.full(max(MIN_OFFSETS, 1 << len(starts).bit_length()), documents_BT.size, np.int32)
+    offsets[: len(starts)] = starts
+    return offsets
 
 
 def heldout_batches(

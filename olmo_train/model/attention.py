@@ -39,5 +39,5 @@ class Attention(nn.Module):
         if self.qk_norm == QKNorm.HEAD:
             q_BTHC, k_BTGC = self.q_norm(q_BTHC), self.k_norm(k_BTGC)
         q_BTHC, k_BTGC = rotate(q_BTHC, rotation), rotate(k_BTGC, rotation)
-        out_BHTC = attention(q_BTHC.transpose(1, 2), k_BTGC.transpose(1, 2), v_BTGC.transpose(1, 2), mask, self.backend)
-        return self.w_out(out_BHTC.transpose(1, 2).reshape(b, t, self.h * self.c))
+        out_BTHC = attention(q_BTHC, k_BTGC, v_BTGC, mask, self.backend)
+        return self.w_out(out_BTHC.reshape(b, t, self.h * self.c))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from olmo_train.config.model import ModelConfig, NormOrder
-from olmo_train.kernels.attention import Mask, build_mask
+from olmo_train.kernels.attention import Documents, Mask, build_mask
 from olmo_train.kernels.choose import Kernels
 from olmo_train.kernels.cross_entropy import linear_cross_entropy
 from olmo_train.model.attention import Attention
@@ -84,17 +84,17 @@ class Transformer(nn.Module):
         self,
         ids_BT: Tensor,
         labels_BT: Tensor | None = None,
-        documents_BT: Tensor | None = None,
+        documents: Documents | None = None,
         router_only: bool = False,
     ) -> Tensor | Losses | RouterStats | None:
         """Logits (B, T, V) without labels; with labels the losses, and then no logits are ever held.
 
         Args:
             labels_BT: the id each position shall predict (already shifted); -100 leaves it out.
-            documents_BT: numbers of documents; attention stays within equal numbers. None: it crosses them.
+            documents: attention stays within them. None: it crosses them.
             router_only: return what the routers did, and compute no output.
         """
-        x_BTD, stats = self.hidden(ids_BT, documents_BT)
+        x_BTD, stats = self.hidden(ids_BT, documents)
         if router_only:
             return stats
         weight_VD = self.embedding.weight if self.config.tie_embeddings else self.lm_head.weight
@@ -109,7 +109,7 @@ class Transformer(nn.Module):
         )
         return Losses(loss, ce, z, stats)
 
-    def hidden(self, ids_BT: Tensor, documents_BT: Tensor | None = None) -> tuple[Tensor, RouterStats | None]:
+    def hidden(self, ids_BT: Tensor, documents: Documents | None = None) -> tuple[Tensor, RouterStats | None]:
         """The last hidden state (B, T, D), normed, and the routers' sums by MoE layer."""
         x_BTD = self.embedding(ids_BT)
         positions_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
@@ -119,7 +119,9 @@ class Transformer(nn.Module):
             window = window_of_layer(self.config, layer)
             if window not in kinds:
                 rotation = build_rotation(self.config, positions_T, is_windowed=window is not None)
-                kinds[window] = rotation, build_mask(ids_BT.shape[1], window, documents_BT, ids_BT.device)
+                shape = (ids_BT.shape[0], ids_BT.shape[1])
+                mask = build_mask(shape, window, documents, ids_BT.device, self.kernels.attention)
+                kinds[window] = rotation, mask
             x_BTD, stats = block(x_BTD, *kinds[window])
             if stats is not None:
                 per_layer.append(stats)

@@ -3,20 +3,23 @@
 import functools
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from olmo_train.config.train import Recompute
 
 # Costly to run again, so kept by `selective`; all else (norms, rotary, gates, casts) is cheap.
+# By name: operators of libraries exist only once those are imported.
 _KEPT = {
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    "aten::mm",
+    "aten::addmm",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "torch_attn::_varlen_attn",
+    "olmo_train::flash_attention",
+    "olmo_train::moe_mlp",
 }
 
 
@@ -33,5 +36,4 @@ def recompute(block: nn.Module, kind: Recompute) -> None:
 
 
 def _policy(_context: Any, op: Any, *_: Any, **__: Any) -> CheckpointPolicy:
-    kept = op in _KEPT or op == torch.ops.olmo_train.moe_mlp.default
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if op.name() in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE

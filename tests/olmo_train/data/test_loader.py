@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from olmo_train.config.data import DataConfig, RepetitionMaskConfig, SourceConfig
-from olmo_train.data.loader import IGNORE, Loader, heldout_batches, open_sources, prepare_sources, read_rows
+from olmo_train.data.loader import (
+    IGNORE,
+    MIN_OFFSETS,
+    Loader,
+    document_offsets,
+    heldout_batches,
+    open_sources,
+    prepare_sources,
+    read_rows,
+)
 from olmo_train.data.order import DataOrder, HeldoutStream
 from olmo_train.data.shards import ShardWriter, WriterOptions
 from olmo_train.errors import ShardError
@@ -39,6 +48,37 @@ def test_documents_are_numbered_by_their_ends(shards: Path) -> None:
         ends = np.flatnonzero(ids == EOS)  # in this corpus EOS ends documents and nothing else
         expected = np.searchsorted(ends, np.arange(T), side="left")
         assert np.array_equal(documents, expected)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 50), (4, 37), (5, 64)])
+def test_offsets_are_where_the_document_changes(shape: tuple[int, int], share: float) -> None:
+    rng = np.random.default_rng(3)
+    documents = np.cumsum(rng.random(shape) < share, axis=1).astype(np.int32)
+    expected = []
+    for b, row in enumerate(documents):
+        for t in range(len(row)):
+            if t == 0 or row[t] != row[t - 1]:
+                expected.append(b * shape[1] + t)
+    offsets = document_offsets(documents)
+    assert offsets.dtype == np.int32
+    assert offsets[: len(expected)].tolist() == expected
+    assert (offsets[len(expected) :] == documents.size).all()
+    # At least one end, and few different lengths: those of torch.compile's and the kernels' inputs.
+    assert len(offsets) > len(expected)
+    assert len(offsets) == MIN_OFFSETS or (len(offsets) & (len(offsets) - 1) == 0 and len(offsets) // 2 <= len(expected))
+
+
+def test_offsets_agree_with_the_lengths_of_the_documents(shards: Path) -> None:
+    rows = loader_of(config_of(shards, document_masking=True)).read(3)
+    assert rows.documents is not None
+    lengths = [n for row in rows.documents for n in np.bincount(row)]
+    offsets = document_offsets(rows.documents)
+    assert np.diff(offsets)[: len(lengths)].tolist() == lengths
+    part = rows.slice(2, 4)  # a micro-batch counts from its own first token
+    assert part.documents is not None
+    assert document_offsets(part.documents)[0] == 0
+    assert document_offsets(part.documents)[-1] == 2 * T
 
 
 def test_a_row_that_repeats_itself_is_left_out_of_the_loss(tmp_path: Path) -> None:

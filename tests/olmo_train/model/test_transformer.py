@@ -10,14 +10,19 @@ from torch import Tensor
 from olmo_train.config.model import Init, ModelConfig, MoEConfig, Norm, NormOrder, QKNorm
 from olmo_train.config.optim import ParamKind
 from olmo_train.config.train import TrainConfig
+from olmo_train.data.loader import document_offsets
+from olmo_train.kernels.attention import Documents, build_mask
 from olmo_train.kernels.choose import REFERENCE, Kernels
 from olmo_train.model.init import init_params, initial_rows
-from olmo_train.model.shapes import ParamShape, param_shapes
+from olmo_train.model.rope import build_rotation
+from olmo_train.model.shapes import ParamShape, param_shapes, window_of_layer
 from olmo_train.model.size import count_params, flops_per_token
 from olmo_train.model.transformer import Losses, Transformer
 from olmo_train.schema import CONFIG_DIR, load_config
 
 KERNELS = Kernels("sdpa", "loop", "chunked")
+OFFSETS = Kernels("flash4", "loop", "chunked")
+"""On a CPU, flash attention is a loop over documents."""
 
 
 def small(**values: object) -> ModelConfig:
@@ -34,6 +39,10 @@ def build(config: ModelConfig, kernels: Kernels = KERNELS) -> Transformer:
     model = Transformer(config, kernels)
     init_params(model, param_shapes(config), config, seed=3)
     return model
+
+
+def documents_of(numbers_BT: Tensor) -> Documents:
+    return Documents(numbers_BT, torch.from_numpy(document_offsets(numbers_BT.numpy())))
 
 
 VARIANTS = {
@@ -80,7 +89,7 @@ def test_the_loss_is_the_cross_entropy_of_the_logits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("kernels", [KERNELS, REFERENCE], ids=["fast", "reference"])
+@pytest.mark.parametrize("kernels", [KERNELS, OFFSETS, REFERENCE], ids=["fast", "by offsets", "reference"])
 def test_documents_do_not_see_each_other(name: str, kernels: Kernels) -> None:
     """Packed and masked, each document has the logits and gradients it has alone (rotary positions are relative)."""
     model = build(VARIANTS[name], kernels)
@@ -88,8 +97,8 @@ def test_documents_do_not_see_each_other(name: str, kernels: Kernels) -> None:
     lengths = [5, 1, 9, 3]
     documents = [torch.randint(0, 61, (1, n), generator=generator) for n in lengths]
     packed = torch.cat(documents, 1)
-    numbers = torch.repeat_interleave(torch.arange(4, dtype=torch.int32), torch.tensor(lengths))[None]
-    together = model(packed, documents_BT=numbers)
+    masking = documents_of(torch.repeat_interleave(torch.arange(4, dtype=torch.int32), torch.tensor(lengths))[None])
+    together = model(packed, documents=masking)
     assert isinstance(together, Tensor)
     start = 0
     for document, part in zip(documents, together.split(lengths, dim=1), strict=True):
@@ -100,7 +109,7 @@ def test_documents_do_not_see_each_other(name: str, kernels: Kernels) -> None:
     # And changing one document changes no other.
     changed = packed.clone()
     changed[0, 6:15] = (changed[0, 6:15] + 1) % 61
-    other = model(changed, documents_BT=numbers)
+    other = model(changed, documents=masking)
     assert isinstance(other, Tensor)
     if VARIANTS[name].moe is None:
         assert torch.equal(other[:, :6], together[:, :6])
@@ -110,6 +119,31 @@ def test_documents_do_not_see_each_other(name: str, kernels: Kernels) -> None:
     crossing = model(packed)
     assert isinstance(crossing, Tensor)
     assert not torch.allclose(crossing[:, 6:], together[:, 6:], atol=1e-4)
+
+
+@pytest.mark.parametrize("with_documents", [False, True], ids=["crossing", "masked"])
+@pytest.mark.parametrize("name", ["gqa post", "windowed", "moe"])
+@pytest.mark.parametrize("kernels", [KERNELS, OFFSETS], ids=["dense mask", "by offsets"])
+def test_a_block_compiles_without_a_graph_break(kernels: Kernels, name: str, with_documents: bool) -> None:
+    """Forward and backward, and for new documents without compiling again."""
+    torch._dynamo.reset()
+    config, t = VARIANTS[name], 70
+    model = build(config, kernels)
+    block = model.blocks[0]
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        x_BTD = torch.randn(2, t, 32, generator=generator).requires_grad_()
+        numbers_BT = (torch.rand(2, t, generator=generator) < 0.1 + 0.7 * seed).int().cumsum(1, dtype=torch.int32)
+        documents = documents_of(numbers_BT) if with_documents else None
+        mask = build_mask((2, t), window_of_layer(config, 0), documents, torch.device("cpu"), kernels.attention)
+        rotation = build_rotation(config, torch.arange(t), is_windowed=False)
+        results = []
+        with torch.compiler.set_stance("fail_on_recompile" if seed else "default"):
+            for run in (block, compiled):
+                y_BTD = run(x_BTD, rotation, mask)[0]
+                results.append((y_BTD, torch.autograd.grad(y_BTD.square().sum(), [x_BTD, *block.parameters()])))
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
 def test_a_window_limits_what_a_position_sees() -> None:
