@@ -11,6 +11,7 @@ from olmo_train.data.checks import find_tokenizer
 from olmo_train.data.shards import Corpus
 from olmo_train.errors import CheckpointError, ConfigError
 from olmo_train.kernels.choose import choose_kernels
+from olmo_train.model.kernel_needs import kernel_needs
 from olmo_train.model.transformer import Transformer
 from olmo_train.schema import read_yaml
 from olmo_train.tokenizer import Tokenizer
@@ -25,7 +26,8 @@ def load_model(folder: Path, device: torch.device) -> tuple[Transformer, TrainCo
     manifest = read_manifest(folder)
     run = read_yaml(folder / "config.yaml", TrainConfig)
     with torch.device("meta"):
-        model = Transformer(run.model, choose_kernels(asdict(KernelsConfig()), device))
+        needs = kernel_needs(run.model, run.data.seq_len, False, device, torch.float32)
+        model = Transformer(run.model, choose_kernels(asdict(KernelsConfig()), needs))
     names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
     tensors = load_rows(folder, manifest, "model", dict.fromkeys(sorted(names)))
     try:

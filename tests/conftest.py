@@ -1,8 +1,14 @@
 """Fixtures of more than one test file."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# Without a GPU, Triton kernels run in Triton's own interpreter; it reads this when a kernel is defined, so before any import.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from tests.corpora import write_corpus
 

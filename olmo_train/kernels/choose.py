@@ -1,10 +1,14 @@
-"""Which backend of each kernel a run uses: what was asked for, or the best one that works here. Never a silent fallback."""
+"""Which backend of each kernel a run uses: what was asked for, or the best one that works here. Never a silent fallback.
 
-from dataclasses import asdict, dataclass
+`auto` goes through a kernel's backends from the fastest, passes over those that cannot run here, and on a GPU lets each of the
+rest prove itself against the reference first (kernels/self_check.py). What was passed over, and why, is logged and recorded.
+"""
 
-import torch
+from dataclasses import asdict, dataclass, field
 
 from olmo_train.kernels import attention, cross_entropy, moe_mlp
+from olmo_train.kernels.needs import Needs
+from olmo_train.kernels.self_check import find_fault
 
 
 @dataclass(frozen=True)
@@ -14,41 +18,54 @@ class Kernels:
     attention: str
     moe_mlp: str
     cross_entropy: str
+    passed_over: tuple[str, ...] = field(default=(), compare=False)
+    """Better backends that `auto` did not take, each with the reason."""
 
     def describe(self) -> str:
         """One line for the log."""
-        return ", ".join(f"{name}={backend}" for name, backend in asdict(self).items())
+        return ", ".join(f"{name}={backend}" for name, backend in asdict(self).items() if name != "passed_over")
 
 
 REFERENCE = Kernels("reference", "reference", "reference")
-_BACKENDS = {"attention": attention.BACKENDS, "moe_mlp": moe_mlp.BACKENDS, "cross_entropy": cross_entropy.BACKENDS}
+_MODULES = {"attention": attention, "moe_mlp": moe_mlp, "cross_entropy": cross_entropy}
 
 
-def choose_kernels(wanted: dict[str, str], device: torch.device) -> Kernels:
-    """Resolve `auto` for a device; `find_kernel_problems` must have found nothing."""
-    best = {
-        "attention": "sdpa",
-        "moe_mlp": "loop" if device.type == "cpu" else "grouped_mm",
-        "cross_entropy": "chunked",
-    }
-    return Kernels(**{name: best[name] if backend == "auto" else backend for name, backend in wanted.items()})
+def choose_kernels(wanted: dict[str, str], needs: Needs) -> Kernels:
+    """Resolve `auto` for a run; `find_kernel_problems` must have found nothing.
 
-
-def find_kernel_problems(wanted: dict[str, str], widths: dict[str, int], itemsize: int) -> list[str]:
-    """What stands against the backends asked for.
-
-    `widths`: the matrix dims of the experts by dotted name; `itemsize`: bytes of a compute element.
+    On a GPU this compiles and runs kernels, on this rank only: let one rank choose for all.
     """
+    chosen, passed_over = {}, []
+    for name, backend in wanted.items():
+        if backend == "auto":
+            backend, reasons = _best(name, needs)
+            passed_over += reasons
+        chosen[name] = backend
+    return Kernels(**chosen, passed_over=tuple(passed_over))
+
+
+def _best(name: str, needs: Needs) -> tuple[str, list[str]]:
+    reasons: list[str] = []
+    order = _MODULES[name].auto_order(needs)
+    for backend in order:
+        reason = _MODULES[name].why_not(backend, needs)
+        if reason is None and needs.device.type == "cuda":
+            reason = find_fault(name, backend, needs)
+        if reason is None:
+            return backend, reasons
+        reasons.append(reason)
+    raise AssertionError(f"no backend of {name} works here: {'; '.join(reasons)}")
+
+
+def find_kernel_problems(wanted: dict[str, str], needs: Needs) -> list[str]:
+    """What stands against the backends asked for by name."""
     problems = []
     for name, backend in wanted.items():
-        if backend not in ("auto", *_BACKENDS[name]):
-            problems.append(f"kernels.{name}={backend} is not one of auto, {', '.join(_BACKENDS[name])}")
-    if wanted["moe_mlp"] == "grouped_mm":
-        if not hasattr(torch.nn.functional, "grouped_mm"):
-            problems.append(f"kernels.moe_mlp=grouped_mm needs torch 2.10 or newer, this is {torch.__version__}; use auto")
-        for width, value in widths.items():
-            if value * itemsize % 16:
-                problems.append(
-                    f"kernels.moe_mlp=grouped_mm: {width}={value} * {itemsize} bytes is no multiple of 16; change it or use loop"
-                )
+        module = _MODULES[name]
+        if backend == "auto":
+            continue
+        if backend not in module.BACKENDS:
+            problems.append(f"kernels.{name}={backend} is not one of auto, {', '.join(module.BACKENDS)}")
+        elif (reason := module.why_not(backend, needs)) is not None:
+            problems.append(reason)
     return problems

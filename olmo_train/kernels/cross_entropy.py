@@ -1,13 +1,50 @@
 """Output projection and cross entropy that never hold all logits: one function, its backends, and the plain reference."""
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BACKENDS = ("chunked", "reference")
+from olmo_train.kernels.needs import Needs
+
+BACKENDS = ("quack", "triton", "chunked", "reference")
 IGNORE = -100
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}
-"""Logits held at once: 16 MiB in fp32 on a CPU (its caches; docs/performance.md), 1 GiB on a GPU."""
+"""Logits held at once: 16 MiB in fp32 on a CPU (its caches; docs/performance.md), 512 MiB in bf16 on a GPU."""
+QUACK_CHUNK = 4096
+"""Tokens; quack's own default."""
+
+
+def why_not(backend: str, needs: Needs) -> str | None:
+    """What stands against a backend here; None: nothing."""
+    here = f"kernels.cross_entropy={backend}"
+    package = {"quack": ("quack", "quack-kernels"), "triton": ("triton", "triton")}.get(backend)
+    if package is None:
+        return None
+    if needs.device.type != "cuda":
+        return f"{here} needs a CUDA device, this is {needs.device.type}; use auto"
+    if find_spec(package[0]) is None:
+        return f"{here} needs the package {package[1]}, which is not installed; pip install {package[1]}, or use auto"
+    if backend == "quack":
+        if needs.capability[0] not in (9, 10, 12):
+            major, minor = needs.capability
+            return f"{here} needs a Hopper GPU or newer (compute capability 9.0), this one has {major}.{minor}; use triton"
+        if needs.has_z_loss:
+            return f"{here} has no z-loss, and model.z_loss_weight is not 0; use triton"
+        if needs.dtype != torch.bfloat16:
+            return f"{here} computes in bfloat16, and parallel.compute_dtype is another type; set it, or use chunked"
+        if needs.d_model % 8 or needs.vocab_rows % 8:
+            return (
+                f"{here} needs multiples of 8: model.d_model={needs.d_model}, rows of the output projection={needs.vocab_rows}; "
+                "pad model.padded_vocab_size, or use triton"
+            )
+    return None
+
+
+def auto_order(needs: Needs) -> tuple[str, ...]:
+    """Backends to try, best first."""
+    return ("quack", "triton", "chunked") if needs.device.type == "cuda" else ("chunked",)
 
 
 def linear_cross_entropy(
@@ -17,14 +54,19 @@ def linear_cross_entropy(
 
     Args:
         labels_N: int64; IGNORE (-100) leaves a position out. Logits are taken to float32 before the softmax.
+        backend: "quack" (quack-kernels' fused one; no z-loss, and its sum is returned as zero), "triton" (chunks; softmax and
+            gradient in one kernel), "chunked" (chunks, plain torch), "reference".
 
     Returns:
         (cross entropy plus z-loss, differentiable; cross entropy; sum of logsumexp^2), nats summed over positions, float32.
         Source of the z-loss: PaLM, arXiv 2204.02311, section 5.
     """
-    if backend == "reference":
-        return _reference(x_ND, w_VD, labels_N, z_weight)
-    loss, ce, z = _Chunked.apply(x_ND, w_VD, labels_N, z_weight)
+    match backend:
+        case "reference":
+            return _reference(x_ND, w_VD, labels_N, z_weight)
+        case "quack":
+            return _quack(x_ND, w_VD, labels_N)
+    loss, ce, z = _Chunked.apply(x_ND, w_VD, labels_N, z_weight, backend == "triton")
     return loss, ce, z
 
 
@@ -35,6 +77,16 @@ def _reference(x_ND: Tensor, w_VD: Tensor, labels_N: Tensor, z_weight: float) ->
     return ce + z_weight * z, ce.detach(), z.detach()
 
 
+def _quack(x_ND: Tensor, w_VD: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    from quack.linear_cross_entropy import chunked_linear_cross_entropy
+
+    n = x_ND.shape[0]
+    if n % 8:  # its loads take 8 rows at a time; rows without a label cost nothing
+        x_ND, labels_N = F.pad(x_ND, (0, 0, 0, -n % 8)), F.pad(labels_N, (0, -n % 8), value=IGNORE)
+    loss = chunked_linear_cross_entropy(x_ND, w_VD, labels_N, QUACK_CHUNK, IGNORE, "sum")
+    return loss, loss.detach(), torch.zeros_like(loss)
+
+
 class _Chunked(torch.autograd.Function):
     """Chunks of positions: logits, loss and gradients at once, so that no logits outlive their chunk or are computed twice.
 
@@ -42,7 +94,7 @@ class _Chunked(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x_ND, w_VD, labels_N, z_weight):  # type: ignore[no-untyped-def]
+    def forward(ctx, x_ND, w_VD, labels_N, z_weight, in_triton):  # type: ignore[no-untyped-def]
         n, vocab = x_ND.shape[0], w_VD.shape[0]
         chunk = max(1, min(n, CHUNK_ELEMENTS.get(x_ND.device.type, 2**28) // vocab))
         needs_grad = any(ctx.needs_input_grad[:2])
@@ -53,22 +105,12 @@ class _Chunked(torch.autograd.Function):
         for start in range(0, n, chunk):
             rows = slice(start, min(start + chunk, n))
             x, labels = x_ND[rows], labels_N[rows]
-            logits = (x @ w_VD.T).float()
-            kept = labels != IGNORE
-            target = labels.clamp_min(0)[:, None]
-            at_target = logits.gather(1, target)[:, 0]
-            largest = logits.amax(-1)
-            exps = logits.sub_(largest[:, None]).exp_()  # in place of the logits
-            total = exps.sum(-1)
-            lse = largest + total.log()
-            ce += ((lse - at_target) * kept).sum()
-            z += (lse.square() * kept).sum()
+            part = _in_triton if in_triton else _in_torch
+            ce_rows, z_rows, dlogits = part(x @ w_VD.T, labels, z_weight, needs_grad)
+            ce += ce_rows.sum()
+            z += z_rows.sum()
             if dx_ND is None or dw_VD is None:
                 continue
-            # d/dlogits = softmax * (1 + 2 z_weight lse) - onehot
-            dlogits = exps.mul_(((1 + 2 * z_weight * lse) * kept / total)[:, None])
-            dlogits.scatter_add_(1, target, -kept[:, None].to(dlogits.dtype))
-            dlogits = dlogits.to(x.dtype)
             torch.mm(dlogits, w_VD, out=dx_ND[rows])
             if dw_VD.dtype == x.dtype:
                 dw_VD.addmm_(dlogits.T, x)
@@ -82,4 +124,31 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dloss, *_):  # type: ignore[no-untyped-def]
         dx_ND, dw_VD = ctx.saved_tensors
-        return dx_ND * dloss.to(dx_ND.dtype), (dw_VD * dloss).to(ctx.w_dtype), None, None
+        return dx_ND * dloss.to(dx_ND.dtype), (dw_VD * dloss).to(ctx.w_dtype), None, None, None
+
+
+def _in_triton(logits: Tensor, labels: Tensor, z_weight: float, needs_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(cross entropy (N,), logsumexp^2 (N,), gradient, in place of the logits)."""
+    from olmo_train.kernels.triton_cross_entropy import loss_and_gradient
+
+    return *loss_and_gradient(logits, labels, z_weight, IGNORE, needs_grad), logits
+
+
+def _in_torch(logits: Tensor, labels: Tensor, z_weight: float, needs_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The same in plain torch, float32."""
+    dtype = logits.dtype
+    logits = logits.float()
+    kept = labels != IGNORE
+    target = labels.clamp_min(0)[:, None]
+    at_target = logits.gather(1, target)[:, 0]
+    largest = logits.amax(-1)
+    exps = logits.sub_(largest[:, None]).exp_()  # in place of the logits
+    total = exps.sum(-1)
+    lse = largest + total.log()
+    ce_rows, z_rows = (lse - at_target) * kept, lse.square() * kept
+    if not needs_grad:
+        return ce_rows, z_rows, exps
+    # d/dlogits = softmax * (1 + 2 z_weight lse) - onehot
+    dlogits = exps.mul_(((1 + 2 * z_weight * lse) * kept / total)[:, None])
+    dlogits.scatter_add_(1, target, -kept[:, None].to(dlogits.dtype))
+    return ce_rows, z_rows, dlogits.to(dtype)

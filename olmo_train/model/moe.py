@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from olmo_train.config.model import Gate, MoEConfig
 from olmo_train.kernels.moe_mlp import moe_mlp
+from olmo_train.kernels.top_k import top_k
 from olmo_train.model.feed_forward import FeedForward
 
 
@@ -26,6 +27,14 @@ class RouterStats(NamedTuple):
     """float32 (): largest router probability summed over tokens."""
 
 
+class RouterSums(NamedTuple):
+    """What a router itself knows of RouterStats; who got how many tokens, the experts' kernel counts."""
+
+    probs: Tensor
+    z: Tensor
+    confidence: Tensor
+
+
 class Router(nn.Module):
     """Chooses top_k experts for each token. Its product runs in the compute dtype (OLMoE's in bf16), what follows in float32."""
 
@@ -39,8 +48,8 @@ class Router(nn.Module):
             # Added to the scores for the choice only, never to the gates. Updated by the trainer, once per optimizer step.
             self.register_buffer("bias", torch.zeros(moe.n_experts, dtype=torch.float32))
 
-    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor, RouterStats]:
-        """(gates (N, K) float32, expert ids (N, K) int64, stats).
+    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor, RouterSums]:
+        """(gates (N, K) float32, expert ids (N, K) int64, sums over tokens).
 
         Sources: softmax gate, OLMoE arXiv 2409.02060 section 2; sigmoid gate, DeepSeek-V3 arXiv 2412.19437 equations 12 to 16;
         bias, arXiv 2408.15664. The bias is in units of logits for softmax gates (whose probabilities are around 1/E) and of
@@ -54,22 +63,14 @@ class Router(nn.Module):
             probs_NE = scores_NE / scores_NE.sum(-1, keepdim=True)
         if self.balance_bias:
             choice_NE = (logits_NE if self.gate == Gate.SOFTMAX else scores_NE).detach() + self.bias
-            expert_ids_NK = choice_NE.topk(self.top_k, -1).indices
-            gates_NK = scores_NE.gather(-1, expert_ids_NK)
         else:
-            gates_NK, expert_ids_NK = scores_NE.topk(self.top_k, -1)
+            choice_NE = scores_NE.detach()
+        expert_ids_NK = top_k(choice_NE, self.top_k)
+        gates_NK = scores_NE.gather(-1, expert_ids_NK)
         if self.normalize:
             gates_NK = gates_NK / gates_NK.sum(-1, keepdim=True)
-        return gates_NK * self.scale, expert_ids_NK, self._stats(logits_NE, probs_NE, expert_ids_NK)
-
-    def _stats(self, logits_NE: Tensor, probs_NE: Tensor, expert_ids_NK: Tensor) -> RouterStats:
-        with torch.no_grad():
-            n_experts = logits_NE.shape[-1]
-            ones = torch.ones(1, device=logits_NE.device).expand(expert_ids_NK.numel())
-            # scatter_add of ones: exact in any order below 2^24 tokens per micro-batch, and no host sync, unlike bincount.
-            counts = torch.zeros(n_experts, device=logits_NE.device).scatter_add_(0, expert_ids_NK.reshape(-1), ones)
-            confidence = probs_NE.amax(-1).sum()
-        return RouterStats(counts, probs_NE.sum(0), logits_NE.logsumexp(-1).square().sum(), confidence)
+        sums = RouterSums(probs_NE.sum(0), logits_NE.logsumexp(-1).square().sum(), probs_NE.detach().amax(-1).sum())
+        return gates_NK * self.scale, expert_ids_NK, sums
 
 
 class MoE(nn.Module):
@@ -87,8 +88,9 @@ class MoE(nn.Module):
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, RouterStats]:
         """(B, T, D) -> (B, T, D), and what the router did."""
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
-        gates_NK, expert_ids_NK, stats = self.router(x_ND)
-        y_ND = moe_mlp(x_ND, self.w_in, self.w_out, gates_NK.to(x_ND.dtype), expert_ids_NK, self.backend)
+        gates_NK, expert_ids_NK, sums = self.router(x_ND)
+        # The gates stay float32: the kernels add up in float32 anyway.
+        y_ND, counts_E = moe_mlp(x_ND, self.w_in, self.w_out, gates_NK, expert_ids_NK, self.backend)
         if self.shared is not None:
             y_ND = y_ND + self.shared(x_ND)
-        return y_ND.view_as(x_BTD), stats
+        return y_ND.view_as(x_BTD), RouterStats(counts_E.float(), *sums)

@@ -24,6 +24,11 @@ def filled(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
+def counts_of(ids: torch.Tensor) -> torch.Tensor:
+    """float32 (1, E): of one layer."""
+    return torch.bincount(ids.flatten(), minlength=E).float()[None]
+
+
 def hidden() -> torch.Tensor:
     return torch.randn(N, D, generator=torch.Generator().manual_seed(9))
 
@@ -55,9 +60,8 @@ def test_the_bias_changes_the_choice_but_never_the_gate() -> None:
         router = filled(Router(D, config(gate=gate, bias_update_rate=1e-3)))
         plain, _, _ = router(hidden())
         router.bias.copy_(torch.tensor([100.0, 0, 0, 0, 0, 0]))  # type: ignore[operator, union-attr]
-        gates, ids, stats = router(hidden())
+        gates, ids, _ = router(hidden())
         assert (ids == 0).any(1).all()
-        assert stats.counts[0] == N
         logits = hidden() @ router.weight.T  # type: ignore[operator, union-attr]
         scores = logits.softmax(-1) if gate == Gate.SOFTMAX else logits.sigmoid()
         torch.testing.assert_close(gates, scores.gather(1, ids))
@@ -70,14 +74,22 @@ def test_no_bias_buffer_without_bias_balancing() -> None:
 
 def test_stats_are_sums_over_tokens() -> None:
     router = filled(Router(D, config()))
-    _, ids, stats = router(hidden())
+    _, _, stats = router(hidden())
     logits = hidden() @ router.weight.T  # type: ignore[operator, union-attr]
-    assert stats.counts.tolist() == torch.bincount(ids.flatten(), minlength=E).tolist()
     torch.testing.assert_close(stats.z, logits.logsumexp(-1).square().sum())
     torch.testing.assert_close(stats.confidence, logits.softmax(-1).amax(-1).sum())
     halves = [router(part)[2] for part in hidden().split(N // 2)]
     for whole, a, b in zip(stats, *halves, strict=True):
         torch.testing.assert_close(whole, a + b)
+
+
+@pytest.mark.parametrize("backend", ["reference", "loop"])
+def test_counts_are_those_of_the_experts(backend: str) -> None:
+    moe = filled(MoE(D, config(), backend))
+    _, ids, _ = moe.router(hidden())  # type: ignore[operator]
+    _, stats = moe(hidden()[None])
+    assert stats.counts.dtype == torch.float32
+    assert stats.counts.tolist() == torch.bincount(ids.flatten(), minlength=E).tolist()
 
 
 def test_shared_experts_are_added_to_the_routed_sum() -> None:
@@ -108,16 +120,16 @@ def test_the_balance_loss_is_transformers_divided_by_top_k() -> None:
     theirs = pytest.importorskip("transformers.models.olmoe.modeling_olmoe").load_balancing_loss_func
     router = filled(Router(D, config()))
     logits = hidden() @ router.weight.T  # type: ignore[operator, union-attr]
-    _, _, stats = router(hidden())
-    ours = load_balancing_loss(stats.counts[None], stats.probs[None], N, N, K)
+    _, ids, stats = router(hidden())
+    ours = load_balancing_loss(counts_of(ids), stats.probs[None], N, N, K)
     torch.testing.assert_close(ours * K, theirs((logits,), E, K))
 
 
 def test_the_balance_loss_of_parts_adds_up_to_the_whole() -> None:
     """With counts of the whole batch, the micro-batches' shares sum to the loss and the gradient of the whole."""
     router = filled(Router(D, config()))
-    _, _, whole = router(hidden())
-    counts = whole.counts[None]
+    _, ids, whole = router(hidden())
+    counts = counts_of(ids)
     (expected,) = torch.autograd.grad(load_balancing_loss(counts, whole.probs[None], N, N, K), router.weight)  # type: ignore[arg-type]
     got = torch.zeros_like(expected)
     for part in hidden().split([7, 13, 20]):
