@@ -79,12 +79,12 @@ class MuonConfig:
     momentum: float = 0.95
     nesterov: bool = True
     n_iterations: int = 5
-    """Of the Newton-Schulz orthogonalisation."""
+    """Of the orthogonalisation (Polar Express, arXiv 2505.16932)."""
 
 
 @dataclass
 class OptimConfig:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101): decoupled weight decay; its number formats: docs/memory.md."""
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101): decoupled weight decay; its number formats: docs/optim.md."""
 
     lr: float | None = MISSING
     """Peak learning rate; None: the rate at which the loaded checkpoint stopped."""
@@ -101,8 +101,8 @@ class OptimConfig:
     moment_dtype: MomentType = MomentType.FLOAT32
     """Of the moments (of the momentum, with Muon)."""
     grad_dtype: FloatType = FloatType.FLOAT32
-    """In which gradients are added up over micro-steps. bfloat16 only with weight_dtype=bfloat16: it saves 2 bytes per parameter,
-    and small addends are lost once there are many micro-steps."""
+    """In which gradients are added up over micro-steps (a single one adds nothing up and has the weights' format). bfloat16 only
+    with weight_dtype=bfloat16: it saves 2 bytes per parameter, and small addends are lost once there are many micro-steps."""
     muon: MuonConfig | None = None
     """None: AdamW for every parameter."""
     schedule: ScheduleConfig = MISSING
