@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from olmo_train.config.dtypes import FloatType, MomentType
 from olmo_train.config.model import ModelConfig, MoEConfig
 from olmo_train.config.optim import OptimConfig, ScheduleKind
 from olmo_train.config.train import ParallelConfig, TrainConfig
@@ -159,6 +160,8 @@ def _optim(optim: OptimConfig, run: TrainConfig) -> Iterator[str]:
     for name in ("beta1", "beta2"):
         if not 0 <= getattr(optim, name) < 1:
             yield f"optim.{name}={getattr(optim, name)} is not in [0, 1)"
+    yield from _number_formats(optim, run)
+    yield from _muon(optim)
     schedule = optim.schedule
     for name in ("warmup_start_frac", "final_frac"):
         if not 0 <= getattr(schedule, name) <= 1:
@@ -186,6 +189,44 @@ def _optim(optim: OptimConfig, run: TrainConfig) -> Iterator[str]:
             yield f"optim.skip.min_history={optim.skip.min_history} is not between 2 and optim.skip.window={optim.skip.window}"
 
 
+def _number_formats(optim: OptimConfig, run: TrainConfig) -> Iterator[str]:
+    parallel, has_bf16_weights = run.parallel, optim.weight_dtype == FloatType.BFLOAT16
+    if has_bf16_weights and parallel.compute_dtype != FloatType.BFLOAT16:
+        yield (
+            f"optim.weight_dtype=bfloat16 with parallel.compute_dtype={parallel.compute_dtype}: float32 copies of rounded "
+            "weights gain nothing; use parallel.compute_dtype=bfloat16, or optim.weight_dtype=float32"
+        )
+    if optim.grad_dtype == FloatType.BFLOAT16 and not has_bf16_weights:
+        yield (
+            f"optim.grad_dtype=bfloat16 with optim.weight_dtype={optim.weight_dtype}: gradients are added up in the weights' "
+            "format or a finer one; use grad_dtype=float32, or weight_dtype=bfloat16"
+        )
+    is_added_unreduced = not parallel.reduce_every_micro_step and parallel.compute_dtype == FloatType.BFLOAT16
+    if is_added_unreduced and parallel.reduce_dtype == FloatType.BFLOAT16 and optim.grad_dtype == FloatType.FLOAT32:
+        yield (
+            "optim.grad_dtype=float32 with parallel.reduce_dtype=bfloat16 and reduce_every_micro_step=false: whole gradients are "
+            "added up in the format in which they are reduced; use reduce_dtype=float32 or reduce_every_micro_step=true"
+        )
+
+
+def _muon(optim: OptimConfig) -> Iterator[str]:
+    muon = optim.muon
+    if muon is None:
+        return
+    yield from _positive("optim.muon.n_iterations", muon.n_iterations)
+    if not 0 <= muon.momentum < 1:
+        yield f"optim.muon.momentum={muon.momentum} is not in [0, 1)"
+    if muon.lr is not None:
+        yield from _positive("optim.muon.lr", muon.lr)
+        if optim.lr is None:
+            yield (
+                f"optim.muon.lr={muon.lr} with optim.lr=null: the matrices' rate is a multiple of optim.lr all through the "
+                "schedule; give both or neither"
+            )
+    if optim.moment_dtype == MomentType.INT8:
+        yield "optim.moment_dtype=int8 with optim.muon: the momentum is float32 or bfloat16; use moment_dtype=bfloat16"
+
+
 def _parallel(parallel: ParallelConfig, n_ranks: int) -> Iterator[str]:
     if parallel.shard_size is not None and (parallel.shard_size < 1 or n_ranks % parallel.shard_size):
         divisors = [n for n in range(1, n_ranks + 1) if n_ranks % n == 0]
@@ -194,6 +235,7 @@ def _parallel(parallel: ParallelConfig, n_ranks: int) -> Iterator[str]:
             f"{', '.join(map(str, divisors))}"
         )
     yield from _positive("parallel.timeout_s", parallel.timeout_s)
+    yield from _not_negative("parallel.prefetch", parallel.prefetch)
     if parallel.threads_per_rank is not None:
         yield from _positive("parallel.threads_per_rank", parallel.threads_per_rank)
 

@@ -14,11 +14,11 @@ from olmo_train.config.train import TrainConfig
 from olmo_train.data.order import DataOrder
 from olmo_train.errors import CheckpointError, ConfigError
 from olmo_train.model.transformer import Transformer
-from olmo_train.optim.adamw import AdamW
+from olmo_train.optim.build import Optimizer
 from olmo_train.optim.guard import Guard
 from olmo_train.parallel.collectives import from_main, gather_to_all
-from olmo_train.parallel.fsdp import local, local_rows
 from olmo_train.parallel.mesh import Layout
+from olmo_train.parallel.weights import Weight
 from olmo_train.rng import rng_state, set_rng_state
 from olmo_train.saver import LocalPart
 from olmo_train.schema import read_yaml, to_plain
@@ -54,7 +54,8 @@ class Live:
 
     layout: Layout
     model: Transformer
-    optimizer: AdamW
+    weights: dict[str, Weight]
+    optimizer: Optimizer
     guard: Guard
     order: DataOrder
 
@@ -65,12 +66,13 @@ def local_parts(live: Live) -> dict[str, dict[str, LocalPart]]:
     n_replicas = layout.mesh["replicate"].size() if "replicate" in (layout.mesh.mesh_dim_names or ()) else 1
     replica = layout.mesh["replicate"].get_local_rank() if n_replicas > 1 else 0
     model, optim, starts, shapes = {}, {}, {}, {}
-    for i, (name, param) in enumerate(live.model.named_parameters()):
-        starts[name], shapes[name] = local_rows(param, layout)[0], tuple(param.shape)
-        model[name] = LocalPart(local(param), starts[name], shapes[name], i % n_replicas == replica)
+    for i, (name, weight) in enumerate(live.weights.items()):
+        starts[name], shapes[name] = weight.rows[0], weight.shape
+        model[name] = LocalPart(weight.tensor, starts[name], shapes[name], i % n_replicas == replica)
     for i, (key, moment) in enumerate(live.optimizer.moments().items()):
         name = key.split("/", 1)[1]
-        optim[key] = LocalPart(moment, starts[name], shapes[name], i % n_replicas == replica)
+        shape = (shapes[name][0], *moment.shape[1:])  # scales of 8-bit moments have the parameter's rows and their own columns
+        optim[key] = LocalPart(moment, starts[name], shape, i % n_replicas == replica)
     for name, buffer in live.model.named_buffers():
         model[name] = LocalPart(buffer, 0, tuple(buffer.shape), layout.is_main)
     rng = {f"{name}/{layout.rank}": LocalPart(state, 0, tuple(state.shape)) for name, state in rng_state(layout.device).items()}
@@ -130,28 +132,28 @@ def verify_together(folder: Path, layout: Layout) -> list[str]:
 
 
 def load_weights(live: Live, folder: Path, with_moments: bool) -> dict[str, Any]:
-    """Fill this rank's shards (and moments) from a step folder written by any number of ranks; return its state.json.
+    """Fill this rank's shards (and moments) from a step folder of any number of ranks and number formats; return its state.json.
 
     Raises:
-        CheckpointError: the folder belongs to another model.
+        CheckpointError: the folder belongs to another model, or has the moments of another optimizer.
     """
     manifest, state = checkpoint.read_manifest(folder), checkpoint.read_state(folder)
-    params = dict(live.model.named_parameters())
-    rows = {name: local_rows(param, live.layout) for name, param in params.items()}
-    for name, param in params.items():
+    rows = {name: weight.rows for name, weight in live.weights.items()}
+    for name, weight in live.weights.items():
         shape = manifest["tensors"]["model"].get(name, {}).get("shape")
-        if shape is not None and shape != list(param.shape):
+        if shape is not None and shape != list(weight.shape):
             raise CheckpointError(
-                f"{folder}: {name} has shape {shape}, this model's is {list(param.shape)}; check the model config"
+                f"{folder}: {name} has shape {shape}, this model's is {list(weight.shape)}; check the model config"
             )
     with torch.no_grad():
         for name, tensor in checkpoint.load_rows(folder, manifest, "model", rows).items():
-            local(params[name]).copy_(tensor)
+            live.weights[name].fill(tensor)
         buffers = dict(live.model.named_buffers())
         for name, tensor in checkpoint.load_rows(folder, manifest, "model", dict.fromkeys(buffers)).items():
             buffers[name].copy_(tensor)
     if with_moments:
-        wanted = {key: rows[key.split("/", 1)[1]] for key in live.optimizer.moments()}
+        # All that was saved, in whatever number format: the optimizer converts what is not its own.
+        wanted = {key: rows[key.split("/", 1)[1]] for key in manifest["tensors"]["optim"] if key.split("/", 1)[1] in rows}
         live.optimizer.load(checkpoint.load_rows(folder, manifest, "optim", wanted), state["optimizer_steps"])
     return state
 

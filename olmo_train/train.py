@@ -21,18 +21,23 @@ from olmo_train.data.shards import Corpus
 from olmo_train.downstream import TaskEvaluator, find_task_problems
 from olmo_train.errors import ConfigError, ShardError, run_command
 from olmo_train.evaluate import HeldoutEvaluator
-from olmo_train.kernels.choose import choose_kernels, find_kernel_problems
+from olmo_train.kernels.choose import Kernels, choose_kernels, find_kernel_problems
+from olmo_train.kernels.needs import Needs
 from olmo_train.metrics import MetricsLog, peak_flops
 from olmo_train.model.init import initial_rows
+from olmo_train.model.kernel_needs import kernel_needs
 from olmo_train.model.shapes import param_shapes, vocab_rows
 from olmo_train.model.size import FLOPS_CONVENTION, count_params, flops_per_token
 from olmo_train.model.transformer import Transformer
-from olmo_train.optim.adamw import AdamW
+from olmo_train.optim.build import build_optimizer
 from olmo_train.optim.guard import Guard
+from olmo_train.optim.parts import Part, stacked_rows
 from olmo_train.parallel.collectives import any_rank, from_main
-from olmo_train.parallel.fsdp import DTYPES, local, local_rows, materialize, shard
+from olmo_train.parallel.float8 import find_float8_problems
+from olmo_train.parallel.fsdp import DTYPES, materialize, shard
 from olmo_train.parallel.memory import keep_freed_memory
 from olmo_train.parallel.mesh import Layout, choose_device, init_distributed, world
+from olmo_train.parallel.weights import Weight, weights_of
 from olmo_train.problems import find_problems
 from olmo_train.provenance import provenance
 from olmo_train.resume import Live, Progress, load_weights, newest_good_step, resume, verify_together
@@ -81,11 +86,11 @@ def train(run: TrainConfig) -> None:
 def find_all_problems(run: TrainConfig) -> list[str]:
     """Problems of the values, the kernels, the tasks and the data; needs no process group and reads no token."""
     problems = find_problems(run, n_ranks=world()[1])
-    moe = run.model.moe
-    widths = {} if moe is None else {"model.d_model": run.model.d_model, "model.moe.d_expert": moe.d_expert}
-    problems += find_kernel_problems(asdict(run.kernels), widths, DTYPES[run.parallel.compute_dtype].itemsize)
     try:
-        choose_device(run.parallel.device)
+        device = choose_device(run.parallel.device)
+        problems += find_float8_problems(run.parallel, device)
+        if run.model.n_heads > 0:  # else there is no head width; said above
+            problems += find_kernel_problems(asdict(run.kernels), _kernel_needs(run, device))
     except ConfigError as error:
         problems += error.problems
     problems += find_data_problems(run.data, vocab_rows(run.model), run.eval.needs_heldout)
@@ -118,15 +123,26 @@ def _open_data(run: TrainConfig, layout: Layout, folder: Path) -> list[Source]:
 
 def build(run: TrainConfig, layout: Layout, order: DataOrder) -> Live:
     """Model, optimizer and guard, laid over the ranks; weights are not filled yet."""
-    kernels = choose_kernels(asdict(run.kernels), layout.device)
+    needs = _kernel_needs(run, layout.device)
+    # One rank chooses for all: its checks compile kernels, and ranks that differ would wait for each other for ever.
+    kernels = from_main(layout, choose_kernels(asdict(run.kernels), needs) if layout.is_main else None)
     with torch.device("meta"):
         model = Transformer(run.model, kernels)
-    shard(model, model.fsdp_units(), layout, run.parallel)
+    shard(model, model.fsdp_units(), layout, run.parallel, run.optim.weight_dtype)
     materialize(model, layout.device)
-    kinds = {shape.name: shape.kind for shape in param_shapes(run.model)}
-    optimizer = AdamW({name: local(param) for name, param in model.named_parameters()}, kinds, run.optim)
-    _describe(run, layout, order, kernels.describe())
-    return Live(layout, model, optimizer, Guard(run.optim.skip, layout.device), order)
+    weights = weights_of(model, layout, DTYPES[run.optim.weight_dtype])
+    optimizer = build_optimizer(_parts(run, weights), run.optim, run.seed, layout.shard_group)
+    _describe(run, layout, order, kernels)
+    return Live(layout, model, weights, optimizer, Guard(run.optim.skip, layout.device), order)
+
+
+def _parts(run: TrainConfig, weights: dict[str, Weight]) -> dict[str, Part]:
+    """The weights as the optimizer wants them."""
+    parts = {}
+    for shape in param_shapes(run.model):
+        weight, stacked = weights[shape.name], stacked_rows(shape.name, shape.shape, run.model)
+        parts[shape.name] = Part(weight.tensor, shape.kind, shape.shape, weight.rows[0], stacked, weight.copy)
+    return parts
 
 
 def _begin(run: TrainConfig, live: Live, steps: Path) -> Progress:
@@ -154,13 +170,11 @@ def _begin(run: TrainConfig, live: Live, steps: Path) -> Progress:
     return Progress(peak_lr=run.optim.lr)
 
 
-@torch.no_grad()
 def draw_weights(run: TrainConfig, live: Live) -> None:
     """Fill this rank's rows with the initial weights of the run's seed."""
-    params = dict(live.model.named_parameters())
     for shape in param_shapes(run.model):
-        rows = local_rows(params[shape.name], live.layout)
-        local(params[shape.name]).copy_(initial_rows(shape, run.model, run.seed, rows))
+        weight = live.weights[shape.name]
+        weight.fill(initial_rows(shape, run.model, run.seed, weight.rows))
 
 
 def _assemble(run: TrainConfig, live: Live, sources: list[Source], progress: Progress, folder: RunFolder) -> Parts:
@@ -207,7 +221,11 @@ def _start_logging(layout: Layout) -> None:
     )
 
 
-def _describe(run: TrainConfig, layout: Layout, order: DataOrder, kernels: str) -> None:
+def _kernel_needs(run: TrainConfig, device: torch.device) -> Needs:
+    return kernel_needs(run.model, run.data.seq_len, run.data.document_masking, device, DTYPES[run.parallel.compute_dtype])
+
+
+def _describe(run: TrainConfig, layout: Layout, order: DataOrder, kernels: Kernels) -> None:
     counts, data = count_params(run.model), run.data
     micro_steps = data.global_batch_size // (data.micro_batch_size * layout.n_ranks)
     log.info("%s: %s parameters, %s active per token", run.run_name, f"{counts.total:,}", f"{counts.active:,}")
@@ -216,7 +234,9 @@ def _describe(run: TrainConfig, layout: Layout, order: DataOrder, kernels: str) 
              layout.n_ranks, micro_steps,
              ", ".join(f"{name} {n:,}" for name, n in order.instances_per_epoch().items()))  # fmt: skip
     mesh = " x ".join(f"{name} {size}" for name, size in zip(layout.mesh.mesh_dim_names or (), layout.mesh.shape, strict=True))
-    log.info("%s, mesh %s, compute in %s; kernels: %s", layout.device, mesh, run.parallel.compute_dtype, kernels)
+    log.info("%s, mesh %s, compute in %s; kernels: %s", layout.device, mesh, run.parallel.compute_dtype, kernels.describe())
+    for reason in kernels.passed_over:
+        log.info("not taken: %s", reason)
     moe = run.model.moe
     if (
         moe is not None

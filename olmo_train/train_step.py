@@ -11,19 +11,21 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from olmo_train.config.dtypes import FloatType
 from olmo_train.config.model import BalanceScope
 from olmo_train.config.train import TrainConfig
 from olmo_train.data.loader import Rows
 from olmo_train.evaluate import to_device
+from olmo_train.kernels.attention import Documents
 from olmo_train.metrics import PhaseTimer
 from olmo_train.model.losses import load_balancing_loss, router_z_loss, updated_bias
 from olmo_train.model.transformer import Losses, RouterStats, Transformer
-from olmo_train.optim.adamw import AdamW
+from olmo_train.optim.build import Optimizer
 from olmo_train.optim.guard import OK, Guard
-from olmo_train.parallel.fsdp import local
+from olmo_train.parallel.fsdp import Float32Gradients, local
 from olmo_train.parallel.mesh import Layout
 
-Batch = tuple[Tensor, Tensor, Tensor | None]
+Batch = tuple[Tensor, Tensor, Documents | None]
 
 
 @dataclass
@@ -47,11 +49,12 @@ class StepResult:
 class TrainStep:
     """Takes optimizer steps on this rank's share of the global batch."""
 
-    def __init__(self, model: Transformer, optimizer: AdamW, guard: Guard, layout: Layout, run: TrainConfig) -> None:
+    def __init__(self, model: Transformer, optimizer: Optimizer, guard: Guard, layout: Layout, run: TrainConfig) -> None:
         self.model, self.optimizer, self.guard, self.layout, self.run = model, optimizer, guard, layout, run
         self.moe = run.model.moe
         self.rows_per_batch = run.data.micro_batch_size // run.data.seq_len
         self.tokens = run.data.global_batch_size
+        self.sums = Float32Gradients(model, layout) if _adds_up_apart(run, layout.n_ranks) else None
 
     def __call__(self, rows: Rows, lr: float, timer: PhaseTimer) -> StepResult:
         """Train on `rows` and return what happened. Parameters, moments and the guard are updated in place."""
@@ -67,7 +70,6 @@ class TrainStep:
     def _forward_backward(self, rows: Rows, n_targets: Tensor) -> list[Losses]:
         """Accumulate gradients over the micro-batches; return the detached sums of each."""
         model = self.model
-        assert isinstance(model, FSDPModule)
         batches = [
             to_device(rows.slice(start, start + self.rows_per_batch), self.layout.device)
             for start in range(0, len(rows.ids), self.rows_per_batch)
@@ -77,8 +79,9 @@ class TrainStep:
         sums = []
         for i, batch in enumerate(batches):
             is_last = i == len(batches) - 1
-            model.set_is_last_backward(is_last)
-            model.set_requires_gradient_sync(is_last or self.run.parallel.reduce_every_micro_step)
+            if isinstance(model, FSDPModule):
+                model.set_is_last_backward(is_last)
+                model.set_requires_gradient_sync(is_last or self.run.parallel.reduce_every_micro_step)
             out: Losses = model(*batch)
             loss = out.loss / n_targets
             if out.router is not None and self.moe is not None:
@@ -120,7 +123,7 @@ class TrainStep:
         ):
             return None
         with torch.no_grad():
-            counts = [self.model(ids, documents_BT=documents, router_only=True).counts for ids, _, documents in batches]
+            counts = [self.model(ids, documents=documents, router_only=True).counts for ids, _, documents in batches]
         return self._sum_over_ranks(torch.stack(counts).sum(0))
 
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
@@ -153,7 +156,7 @@ class TrainStep:
         return flat[0], flat[1], router
 
     def _update(self, loss: Tensor, z: Tensor, router: RouterStats | None, n_targets: Tensor, lr: float) -> StepResult:
-        grads = {name: local(param.grad) for name, param in self.model.named_parameters() if param.grad is not None}
+        grads = self._gradients()
         grad_norm = self._grad_norm(list(grads.values()))
         verdict = self.guard.judge(loss, grad_norm)
         skip = (verdict != OK).float()
@@ -168,9 +171,17 @@ class TrainStep:
             self._update_biases(router.counts, skip)
         return StepResult(loss, z, grad_norm, verdict, self.guard.skips_in_a_row, n_targets, router)
 
+    def _gradients(self) -> dict[str, Tensor]:
+        """This rank's rows of the gradient of the global batch."""
+        if self.sums is not None:
+            return self.sums.take()
+        return {name: local(param.grad) for name, param in self.model.named_parameters() if param.grad is not None}
+
     def _grad_norm(self, grads: list[Tensor]) -> Tensor:
         """L2 norm over the shards of all ranks, float64. Replicas hold equal gradients, so only the shard axis is summed."""
-        squared = torch.nn.utils.get_total_norm(grads).double().square()
+        # Of bfloat16 gradients in float32: their own norms would be rounded to 8 bits.
+        norms = torch._foreach_norm(grads, 2.0, torch.float32)
+        squared = torch.linalg.vector_norm(torch.stack(norms)).double().square()
         dist.all_reduce(squared, group=self.layout.shard_group)
         return squared.sqrt()
 
@@ -183,6 +194,16 @@ class TrainStep:
         for router, counts_E in zip(routers, counts_LE, strict=True):
             updated = updated_bias(router.bias, counts_E.float(), self.moe)
             router.bias.copy_(torch.where(skip > 0, router.bias, updated))
+
+
+def _adds_up_apart(run: TrainConfig, n_ranks: int) -> bool:
+    """Whether gradients are added up here, because autograd (on one rank) or FSDP2 would do it in bfloat16."""
+    optim, data, parallel = run.optim, run.data, run.parallel
+    if optim.grad_dtype != FloatType.FLOAT32 or data.global_batch_size == data.micro_batch_size * n_ranks:
+        return False
+    if n_ranks == 1:
+        return parallel.compute_dtype == FloatType.BFLOAT16
+    return parallel.reduce_every_micro_step and optim.weight_dtype == FloatType.BFLOAT16
 
 
 def _detached(out: Losses) -> Losses:

@@ -30,6 +30,17 @@ class Recompute(StrEnum):
     """Keep matrix products and attention; run norms, rotary embedding and gates again."""
 
 
+class Float8(StrEnum):
+    """Number format of the dense projections' matrix products."""
+
+    NONE = "none"
+    """As everything else, in `compute_dtype`."""
+    TENSORWISE = "tensorwise"
+    """float8 with one scale per tensor: the fastest."""
+    ROWWISE = "rowwise"
+    """float8 with one scale per row: closer to bf16."""
+
+
 class WandbMode(StrEnum):
     """How Weights & Biases is used."""
 
@@ -52,12 +63,16 @@ class ParallelConfig:
     """Of the gradient reduction."""
     reshard_after_forward: bool = True
     """Free a block's gathered weights after its forward pass and gather them again in the backward pass."""
+    prefetch: int = 1
+    """Blocks whose weights are gathered ahead of the one that computes, on GPUs; each ahead holds its weights in memory."""
     reduce_every_micro_step: bool = True
     """Reduce gradients into the shards after each micro-batch. False: once per step, holding whole gradients."""
     recompute: Recompute = Recompute.NONE
     compile: bool = False
     """torch.compile each block."""
     compile_backend: str = "inductor"
+    float8: Float8 = Float8.NONE
+    """Matrix products of attention's projections and dense feed-forwards (extra `torchao`)."""
     timeout_s: int = 600
     """After which a collective that got no answer ends the run."""
     threads_per_rank: int | None = None

@@ -1,5 +1,6 @@
-"""Lay a model over the ranks with FSDP2: fp32 shards, compute in the configured dtype, plain sums of gradients."""
+"""Lay a model over the ranks with FSDP2: shards, compute and reduction each in its dtype, plain sums of gradients."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,23 +11,38 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from olmo_train.config.dtypes import FloatType
-from olmo_train.config.train import ParallelConfig, Recompute
+from olmo_train.config.train import Float8, ParallelConfig, Recompute
+from olmo_train.parallel.float8 import use_float8
 from olmo_train.parallel.mesh import Layout
 from olmo_train.parallel.recompute import recompute
 
 DTYPES = {FloatType.FLOAT32: torch.float32, FloatType.BFLOAT16: torch.bfloat16}
 
 
-def shard(model: nn.Module, units: list[nn.Module], layout: Layout, config: ParallelConfig) -> None:
-    """Wrap `model` (on the meta device) in place: recompute, then compile, then shard, each block by itself and then the rest.
+def shard(model: nn.Module, units: list[nn.Module], layout: Layout, config: ParallelConfig, weight_dtype: FloatType) -> None:
+    """Wrap `model` (on the meta device) in place: float8, recompute, compile, shard, each block by itself and then the rest.
 
-    Afterwards parameters are DTensors without storage; see `materialize`.
+    Afterwards parameters have no storage yet; see `materialize`. On several ranks they are DTensors of `weight_dtype` (all of
+    them: FSDP2 wants one dtype in a group). One rank has nothing to gather or to reduce, and FSDP2 would copy every weight twice
+    and every gradient three times for it: there they are plain tensors of the compute dtype (weights of another: weights.py).
+    Buffers keep their dtypes.
     """
+    is_sharded = layout.n_ranks > 1
+    for param in model.parameters():
+        param.data = param.data.to(DTYPES[weight_dtype if is_sharded else config.compute_dtype])
+    if config.float8 != Float8.NONE:
+        use_float8(units, config.float8, layout.device)
     for unit in units:
         if config.recompute != Recompute.NONE:
             recompute(unit, config.recompute)
         if config.compile:
-            unit.compile(backend=config.compile_backend)
+            # Whole or not at all: a graph break would be slow without a word. Shapes never change between steps.
+            unit.compile(backend=config.compile_backend, fullgraph=True)
+    if is_sharded:
+        _fully_shard(model, units, layout, config)
+
+
+def _fully_shard(model: nn.Module, units: list[nn.Module], layout: Layout, config: ParallelConfig) -> None:
     # Inputs are not cast: rotary angles must stay fp32, and activations already have the compute dtype from the embedding.
     policy = MixedPrecisionPolicy(DTYPES[config.compute_dtype], DTYPES[config.reduce_dtype], cast_forward_inputs=False)
     for unit in units:
@@ -40,15 +56,19 @@ def shard(model: nn.Module, units: list[nn.Module], layout: Layout, config: Para
             if layout.device.type == "cpu":
                 module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
     if layout.device.type == "cuda":
-        _prefetch(units)
+        _prefetch(model, units, config.prefetch)
 
 
-def _prefetch(units: list[nn.Module]) -> None:
-    """Gather the next block's weights while this one computes, in both directions."""
-    for i, unit in enumerate(units):
+def _prefetch(model: nn.Module, units: list[nn.Module], ahead: int) -> None:
+    """Gather the weights of the next blocks while one computes, in both directions; the root comes first in both."""
+    order = [model, *units]
+    for i, unit in enumerate(order):
         assert isinstance(unit, FSDPModule)
-        unit.set_modules_to_forward_prefetch(units[i + 1 : i + 2])  # type: ignore[arg-type]
-        unit.set_modules_to_backward_prefetch(units[max(i - 1, 0) : i])  # type: ignore[arg-type]
+        unit.set_modules_to_forward_prefetch(order[i + 1 : i + 1 + ahead])  # type: ignore[arg-type]
+    order = [model, *reversed(units)]
+    for i, unit in enumerate(order):
+        assert isinstance(unit, FSDPModule)
+        unit.set_modules_to_backward_prefetch(order[i + 1 : i + 1 + ahead])  # type: ignore[arg-type]
 
 
 def materialize(model: nn.Module, device: torch.device) -> None:
@@ -56,6 +76,66 @@ def materialize(model: nn.Module, device: torch.device) -> None:
     model.to_empty(device=device)
     for buffer in model.buffers():
         buffer.zero_()
+
+
+class Float32Gradients:
+    """Adds up in float32 the bfloat16 gradients of the micro-steps of a step, where autograd and FSDP2 would do it in bfloat16.
+
+    On one rank a parameter's gradient is taken as soon as it is there, so that no more than one is held twice.
+
+    FSDP2 rounds each reduced gradient to the parameter's dtype, and would add the micro-steps up in it. (`Tensor.grad_dtype` of
+    the parameter changes nothing: FSDP2 casts to the dtype its group began with, in torch 2.11 as in 2.13.) Its all-reduce hook
+    sees the sum before that, for a whole block; the parameters' hooks follow in the order in which their rows lie in it. The
+    rounded gradient lives no longer than its block's reduction.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout) -> None:
+        """Install the hooks on a model that `shard` has laid out."""
+        self._sums: dict[str, Tensor] = {}
+        self._reduced = torch.empty(0)
+        self._offset = 0
+        if not isinstance(model, FSDPModule):
+            for name, param in model.named_parameters():
+                param.register_post_accumulate_grad_hook(functools.partial(self._take, name))
+            return
+        n_shards = dist.get_world_size(layout.shard_group)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_all_reduce_hook(self._see_block)
+        for name, param in model.named_parameters():
+            elements = param.shape[1:].numel()
+            padded = -(-param.shape[0] // n_shards) * elements
+            param.register_post_accumulate_grad_hook(functools.partial(self._take_rows, name, padded))
+
+    def take(self) -> dict[str, Tensor]:
+        """This rank's sums by parameter, and begin anew."""
+        sums, self._sums = self._sums, {}
+        return sums
+
+    def _see_block(self, reduced: Tensor) -> None:
+        if reduced.is_cuda:  # allocated on another stream, which must not hand it out again before we have read it
+            reduced.record_stream(torch.cuda.current_stream())
+        self._reduced, self._offset = reduced, 0
+
+    def _take(self, name: str, param: Tensor) -> None:
+        assert param.grad is not None
+        self._add(name, param.grad)
+        param.grad = None
+
+    def _add(self, name: str, grad: Tensor) -> None:
+        if name in self._sums:
+            self._sums[name] += grad
+        else:
+            self._sums[name] = grad.float()  # of one that is float32 already: kept, not copied
+
+    def _take_rows(self, name: str, padded: int, param: Tensor) -> None:
+        assert param.grad is not None
+        shape = local(param.grad).shape
+        self._add(name, self._reduced[self._offset : self._offset + shape.numel()].view(shape))
+        self._offset += padded
+        param.grad = None
+        if self._offset == len(self._reduced):
+            self._reduced = torch.empty(0)  # of later micro-steps nothing is kept
 
 
 @contextmanager

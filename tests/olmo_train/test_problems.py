@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from olmo_train.config.train import TrainConfig
-from olmo_train.kernels.choose import find_kernel_problems
 from olmo_train.problems import find_problems
 from olmo_train.schema import load_config
+from olmo_train.train import find_all_problems
 
 MOE = "model.moe"
 CASES = [
@@ -95,6 +95,30 @@ CASES = [
         1,
         "(5 + 9999999 tokens) are more than max_tokens=2621440",
     ),
+    (
+        ["optim.weight_dtype=bfloat16"],
+        1,
+        "optim.weight_dtype=bfloat16 with parallel.compute_dtype=float32: float32 copies of rounded weights gain nothing; use",
+    ),
+    (
+        ["optim.grad_dtype=bfloat16"],
+        1,
+        "optim.grad_dtype=bfloat16 with optim.weight_dtype=float32: gradients are added up in the weights' format or a finer one",
+    ),
+    (
+        ["parallel={compute_dtype: bfloat16, reduce_dtype: bfloat16, reduce_every_micro_step: false}"],
+        1,
+        "optim.grad_dtype=float32 with parallel.reduce_dtype=bfloat16 and reduce_every_micro_step=false: whole gradients are added",
+    ),
+    (["optim.muon={n_iterations: 0}"], 1, "optim.muon.n_iterations=0 must be positive"),
+    (["optim.muon={momentum: 1.0}"], 1, "optim.muon.momentum=1.0 is not in [0, 1)"),
+    (["optim.muon={lr: -1}"], 1, "optim.muon.lr=-1.0 must be positive"),
+    (["optim.muon={lr: 0.02}", "optim.lr=null"], 1, "optim.muon.lr=0.02 with optim.lr=null: the matrices' rate is a multiple"),
+    (
+        ["optim.muon={}", "optim.moment_dtype=int8"],
+        1,
+        "optim.moment_dtype=int8 with optim.muon: the momentum is float32 or bfloat16; use moment_dtype=bfloat16",
+    ),
     (["optim.skip.min_history=500"], 1, "optim.skip.min_history=500 is not between 2 and optim.skip.window=128"),
     (["optim.skip.sigma=0"], 1, "optim.skip.sigma=0.0 must be positive"),
     (["parallel.shard_size=3"], 4, "parallel.shard_size=3 does not divide the number of ranks 4; it may be 1, 2, 4"),
@@ -145,10 +169,11 @@ def test_all_problems_come_at_once() -> None:
     assert len(found) == 5  # the micro-batch also spoils the global batch
 
 
-def test_kernel_backends_are_checked_by_name_and_width() -> None:
-    wanted = {"attention": "flash", "moe_mlp": "grouped_mm", "cross_entropy": "auto"}
-    found = find_kernel_problems(wanted, {"model.d_model": 128, "model.moe.d_expert": 6}, itemsize=2)
-    assert found == [
-        "kernels.attention=flash is not one of auto, sdpa, reference",
-        "kernels.moe_mlp=grouped_mm: model.moe.d_expert=6 * 2 bytes is no multiple of 16; change it or use loop",
+def test_kernels_and_float8_are_checked_with_everything_else(shards: Path) -> None:
+    words = ["run_name=x", f"data.sources.demo.path={shards}", "kernels.attention=flash", "kernels.moe_mlp=grouped_mm"]
+    run = load_config("train", TrainConfig, [*words, "model.moe.d_expert=6", "parallel.prefetch=-1", "eval.eval_every=null"])
+    assert find_all_problems(run) == [
+        "parallel.prefetch=-1 must not be negative",
+        "kernels.attention=flash is not one of auto, flash4, flash3, flash2, varlen, cudnn, sdpa, reference",
+        "kernels.moe_mlp=grouped_mm: model.moe.d_expert=6 * 4 bytes is no multiple of 16; change it, or use loop",
     ]
