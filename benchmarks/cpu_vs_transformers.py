@@ -13,15 +13,18 @@ without auxiliary losses, which transformers defines differently, so that the tw
 import argparse
 import multiprocessing as mp
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import numpy as np
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # not benchmarks/, whose profile.py would hide Python's own
+
+from benchmarks.workload import load, open_loader, rate, write_corpus
 
 DEFAULTS = [
     "run_name=benchmark", "model=tiny_moe", "model.d_model=256", "model.moe.d_expert=128", "model.moe.n_experts=64",
@@ -73,52 +76,6 @@ def report(results: dict[str, list[tuple[float, float]]], warmup: int, config: l
         if step in (1, 2, 5) or step % 10 == 0 or step == len(losses):
             print(f"{step:>11}{losses[step - 1][0]:>12.5f}{losses[step - 1][1]:>14.5f}")
     print(f"largest difference of a step: {max(abs(a - b) for a, b in losses):.1e} nats")
-
-
-def load(config: list[str]) -> Any:
-    from olmo_train.config.train import TrainConfig
-    from olmo_train.schema import load_config
-
-    return load_config("train", TrainConfig, config)
-
-
-def open_loader(run: Any) -> Any:
-    """The same batches for both sides."""
-    from olmo_train.data.loader import Loader, open_sources
-    from olmo_train.data.order import DataOrder
-
-    order = DataOrder(open_sources(run.data, Path(run.run_dir)), run.seed, run.data.seq_len, run.data.global_batch_size)
-    return Loader(order, run.data, 0, 1)
-
-
-def rate(run: Any, step: int) -> float:
-    """Learning rate of a step, of both sides."""
-    from olmo_train.optim.schedule import multiplier
-
-    return float(run.optim.lr * multiplier(run.optim.schedule, step * run.data.global_batch_size, run.max_tokens))
-
-
-def write_corpus(folder: Path, config: list[str], n_steps: int) -> None:
-    """Documents of a random language: each id has 8 likely followers, ids fall off like 1/rank. Learnable, not trivial."""
-    from olmo_train.data.shards import ShardWriter, WriterOptions, dtype_for
-
-    run = load(config)
-    vocab = run.model.vocab_size
-    rng = np.random.default_rng(0)
-    weights = 1 / np.arange(1, vocab)
-    followers = rng.choice(np.arange(1, vocab), size=(vocab, 8), p=weights / weights.sum())
-    n_tokens = (n_steps + 1) * run.data.global_batch_size
-    with ShardWriter(folder, WriterOptions(dtype_for(vocab), vocab, 0)) as writer:
-        written = number = 0
-        while written < n_tokens:
-            choices = rng.integers(0, 8, size=int(rng.integers(100, 2000)))
-            ids, at = [], int(rng.integers(1, vocab))
-            for choice in choices.tolist():
-                at = int(followers[at, choice])
-                ids.append(at)
-            writer.add("synthetic", (f"doc{number}", "", number + 1), np.array([*ids, 0]), len(ids))
-            written, number = written + len(ids) + 1, number + 1
-        writer.close()
 
 
 # ---- the two sides, each in its own process --------------------------------------------------------------------------------
@@ -186,7 +143,7 @@ def theirs(config: list[str], threads: int) -> Iterator[float]:
     model.load_state_dict(to_hf(initial, run.model, "module"))
     model.train()
     o = run.optim
-    optimizer = torch.optim.AdamW(model.parameters(), o.lr, (o.beta1, o.beta2), o.eps, o.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), o.lr or 0.0, (o.beta1, o.beta2), o.eps, o.weight_decay, fused=True)
     for number, rows in open_loader(run).steps(1, 10**6):
         for group in optimizer.param_groups:
             group["lr"] = rate(run, number)

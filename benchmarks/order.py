@@ -2,16 +2,20 @@
 
     python benchmarks/order.py [--tokens 4_000_000_000_000]
 
-Prints medians; docs/data.md quotes them. Nothing proportional to the corpus is held in memory, so the corpus can be made up: 2,000
-files share one document index of a million documents.
+Prints medians; docs/data.md quotes them. Nothing proportional to the corpus is held in memory, so the corpus can be made up:
+2,000 files share one document index of a million documents.
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # not benchmarks/, whose profile.py would hide Python's own
 
 import numpy as np
 
