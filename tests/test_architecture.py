@@ -38,7 +38,7 @@ FLOORS = [
 # No torch is needed to look at a shard, a config or a job script; these import only each other.
 TORCH_FREE = (
     "olmo_train.errors", "olmo_train.files", "olmo_train.step_folder", "olmo_train.config", "olmo_train.schema", "olmo_train.tokenizer", "olmo_train.problems", "olmo_train.cli",
-    "olmo_train.data", "olmo_train.model.size", "olmo_train.model.shapes", "data_tools", "launch",
+    "olmo_train.data", "olmo_train.model.size", "olmo_train.model.shapes", "olmo_train.model.activations", "olmo_train.model.memory", "olmo_train.model.recipes", "data_tools", "launch",
 )  # fmt: skip
 
 FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py") if p.name != "__init__.py")

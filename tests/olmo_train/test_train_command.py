@@ -20,7 +20,7 @@ WRONG = [
 ]  # fmt: skip
 PROBLEMS = [
     "model.n_layer is not a field of ModelConfig (did you mean n_layers?)",
-    "optim=adam: configs/optim/ has no 'adam' (did you mean adamw?); options: adamw, olmo2, olmoe",
+    "optim=adam: configs/optim/ has no 'adam' (did you mean adamw?); options: adamw, muon, olmo2, olmoe",
     "optim.lr='fast' is a str, must be a float",
     "checkpoint.async_save='maybe' is a str, must be a bool; write true or false",
     "data.micro_batch_size=96 tokens is not a multiple of data.seq_len=256; nearest: 256",
