@@ -19,7 +19,6 @@ from olmo_train.data.loader import Rows
 from olmo_train.evaluate import to_device
 from olmo_train.metrics import PhaseTimer
 from olmo_train.model.shapes import ParamShape, param_shapes
-from olmo_train.parallel.fsdp import local
 from olmo_train.parallel.mesh import init_distributed
 from olmo_train.rng import seed_of
 from olmo_train.schema import load_config
@@ -61,10 +60,8 @@ def build_ours(run: TrainConfig) -> Side:
     layout = init_distributed(run.parallel)
     assert layout.n_ranks == 1
     live = build(run, layout, open_loader(run).order)
-    params = dict(live.model.named_parameters())
-    with torch.no_grad():
-        for shape in param_shapes(run.model):
-            local(params[shape.name]).copy_(initial_weight(shape, run.model, run.seed, layout.device))
+    for shape in param_shapes(run.model):
+        live.weights[shape.name].fill(initial_weight(shape, run.model, run.seed, layout.device))
     train_step = TrainStep(live.model, live.optimizer, live.guard, layout, run)
     last: dict[str, Tensor] = {}
 

@@ -41,6 +41,9 @@ PEERS_GPU = [
     "hf eager: compile=none",
 ]
 PEERS_CPU = ["hf eager: compile=none"]
+# In the number formats a run on this card would have, and in the peers' own: weights and moments in bfloat16.
+OURS_GPU = ["ours:", "ours, bf16 weights: optim.weight_dtype=bfloat16 optim.moment_dtype=bfloat16"]
+OURS_CPU = ["ours:"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _candidates(args: argparse.Namespace, on_gpu: bool) -> list[Candidate]:
     """Ours and peers in turn, so that the first of each has run if time runs out."""
-    ours = [_candidate(text, False) for text in args.ours or ["ours:"]]
+    ours = [_candidate(text, False) for text in args.ours or (OURS_GPU if on_gpu else OURS_CPU)]
     peers = [] if args.no_peers else [_candidate(text, True) for text in args.peer or (PEERS_GPU if on_gpu else PEERS_CPU)]
     paired = [candidate for pair in zip(ours, peers, strict=False) for candidate in pair]
     return [*paired, *ours[len(peers) :], *peers[len(ours) :]]
