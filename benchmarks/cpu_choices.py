@@ -37,7 +37,7 @@ def main() -> None:
     torch.manual_seed(0)
     gather_sum(args.repeats)
     for shape in ((D, F_EXPERT, EXPERTS, TOP_K), (128, 64, 64, 8)):
-        experts(args.repeats, *shape)
+        expert_mlp(args.repeats, *shape)
     losses(args.repeats)
     for setting in ("returned", "kept"):
         subprocess.run([sys.executable, __file__, "--memory", setting], check=True)
@@ -71,7 +71,7 @@ def gather_sum(repeats: int) -> None:
     compare("weighted sum of each token's experts", ("index_select and sum", plain), ("embedding_bag", bag), repeats)
 
 
-def experts(repeats: int, d: int, d_expert: int, n_experts: int, top_k: int) -> None:
+def expert_mlp(repeats: int, d: int, d_expert: int, n_experts: int, top_k: int) -> None:
     """The expert MLP; with an expert per thread, or its matmuls split over all threads."""
     w_in = (torch.randn(n_experts, 2 * d_expert, d) * 0.02).requires_grad_()
     w_out = (torch.randn(n_experts, d, d_expert) * 0.02).requires_grad_()

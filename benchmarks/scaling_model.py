@@ -62,8 +62,9 @@ class Rates:
     """And per rank in it: rings. Assumed."""
     contention: float = 1.03
     """Compute takes so much longer while links are busy, whose kernels take multiprocessors. Assumed."""
-    sums_every_micro_step: float = 1.0
-    """Replicas sum their gradients after every micro-step, as the trainer does; 0: once a step. Of the code."""
+    sums_every_micro_step: float = 0.0
+    """1: replicas sum their gradients after every micro-step. 0: once a step, as the trainer does while it reduces in float32;
+    in bfloat16 it sums every time, so as not to add up in it. Of the code."""
     host: float = 3e-3
     """Per step: clipping, guard, sums over ranks, the launch of the first kernels. Assumed."""
 
@@ -178,7 +179,8 @@ def step_times(run: TrainConfig, n_ranks: int, rates: Rates) -> Times:
     n_shards = run.parallel.shard_size or n_ranks
     compute, last = _micro_step(run, n_ranks, n_shards, rates)
     # Without sums over replicas a copy of the weights is as good as alone.
-    each = last if rates.sums_every_micro_step else _micro_step(run, n_shards, n_shards, rates)[1]
+    sums_once = not rates.sums_every_micro_step and run.parallel.reduce_dtype == FloatType.FLOAT32
+    each = _micro_step(run, n_shards, n_shards, rates)[1] if sums_once else last
     optimizer = optimizer_seconds(run, n_shards, rates) + (rates.host if n_ranks > 1 else 0.0)
     waiting = 0.0 if n_ranks == 1 else (micro_steps - 1) * (each - compute) + last - compute
     return Times(micro_steps * compute, waiting, optimizer, micro_steps * run.data.micro_batch_size)

@@ -82,6 +82,8 @@ class TrainStep:
             if isinstance(model, FSDPModule):
                 model.set_is_last_backward(is_last)
                 model.set_requires_gradient_sync(is_last or self.run.parallel.reduce_every_micro_step)
+                # Replicas are summed once a step; until then FSDP2 keeps a shard group's sums, in the dtype of the reduction.
+                model.set_requires_all_reduce(is_last or self.run.parallel.reduce_dtype != FloatType.FLOAT32)
             out: Losses = model(*batch)
             loss = out.loss / n_targets
             if out.router is not None and self.moe is not None:

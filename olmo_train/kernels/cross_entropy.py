@@ -124,7 +124,9 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dloss, *_):  # type: ignore[no-untyped-def]
         dx_ND, dw_VD = ctx.saved_tensors
-        return dx_ND * dloss.to(dx_ND.dtype), (dw_VD * dloss).to(ctx.w_dtype), None, None, None
+        # In float32: a factor like 1/32767 rounded to bfloat16 would scale the whole body's gradient, and not the head's, by up
+        # to 1/256. dw in place, since a second copy is as large as the output projection: backward can run once.
+        return (dx_ND.float() * dloss).to(dx_ND.dtype), dw_VD.mul_(dloss).to(ctx.w_dtype), None, None, None
 
 
 def _in_triton(logits: Tensor, labels: Tensor, z_weight: float, needs_grad: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -130,6 +130,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     x_ND, w_in_EFD, w_out_EDF, gates_NK, _, ctx.backend = inputs
     _, h_SF, offsets, pair_of_slot, slot_of_pair = output
     ctx.mark_non_differentiable(h_SF, offsets, pair_of_slot, slot_of_pair)
+    ctx.set_materialize_grads(False)  # or autograd fills a gradient of zeros for h, as large as h
     ctx.save_for_backward(x_ND, w_in_EFD, w_out_EDF, gates_NK, h_SF, offsets, pair_of_slot, slot_of_pair)
 
 

@@ -204,10 +204,10 @@ class _Step:
         return parts
 
     def _loss_backward(self) -> dict[str, int]:
-        """dw of the output projection in float32, times the incoming gradient, and as the weights' gradient."""
+        """dw of the output projection in the weights' type, and dx in float32 and in its own."""
         parts = self.standing(0)
         parts["activations"] = self._activations(len(self.blocks)) + sum(self.loss_kept.values())
-        parts["at work"] = (4 + self.c) * self.vocab + self.how.n_tokens * self.c * self.run.model.d_model
+        parts["at work"] = self.c * self.vocab + self.how.n_tokens * (4 + self.c) * self.run.model.d_model
         return parts
 
     def _backward(self, layer: int) -> dict[str, int]:

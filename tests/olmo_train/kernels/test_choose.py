@@ -121,8 +121,10 @@ def test_formats_and_shapes_that_a_backend_cannot_take_are_refused() -> None:
     odd = dataclasses.replace(HOPPER, d_expert=6, vocab_rows=97)
     assert problems(odd, moe_mlp="grouped_mm", cross_entropy="quack") == [
         "kernels.moe_mlp=grouped_mm: model.moe.d_expert=6 * 2 bytes is no multiple of 16; change it, or use loop",
-        "kernels.cross_entropy=quack needs multiples of 8: model.d_model=64, rows of the output projection=97; "
-        "pad model.padded_vocab_size, or use triton",
+        (
+            "kernels.cross_entropy=quack needs multiples of 8: model.d_model=64, rows of the output projection=97; "
+            "pad model.padded_vocab_size, or use triton"
+        ),
     ]
     assert problems(dataclasses.replace(HOPPER, has_z_loss=True), cross_entropy="quack") == [
         "kernels.cross_entropy=quack has no z-loss, and model.z_loss_weight is not 0; use triton"
