@@ -43,13 +43,13 @@ from benchmarks.measure import (
     table,
 )
 from benchmarks.sides import Side, build_ours
-from benchmarks.workload import compose, load, merge, open_loader, optimizer_words, rate, rows_to_try, write_corpus
+from benchmarks.workload import compose, load, merge, open_loader, rate, recipe_words, rows_to_try, write_corpus
 from olmo_train.config.model import ModelConfig
 from olmo_train.config.train import TrainConfig
 from olmo_train.metrics import PhaseTimer
 from olmo_train.model.shapes import d_head as head_width
 from olmo_train.model.shapes import moe_of_layer, n_kv_heads, vocab_rows
-from olmo_train.model.size import count_params, flops_per_token
+from olmo_train.model.size import flops_per_token
 from olmo_train.schema import load_config
 from olmo_train.train import find_all_problems
 
@@ -80,12 +80,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         machine = probe(__file__, Path(folder)) | {"command": shlex.join(sys.argv)}
         words = compose(machine["memory_gib"] is not None, overrides)
-        words = merge(optimizer_words(count_params(load(words).model).total, machine["memory_gib"]), words)
         words += [f"data.sources.demo.path={folder}/shards", f"run_dir={folder}/run"]
         write_corpus(Path(folder) / "shards", words, args.settle + 2 * args.steps)
         task = {"settle": args.settle, "steps": args.steps, "trace": args.trace or f"{folder}/trace.json"}
         for rows in rows_to_try(words, overrides, machine["memory_gib"], is_peer=False):
             sized = merge(words, [f"data.micro_batch_size={rows * load(words).data.seq_len}"])
+            sized = merge(recipe_words(sized, machine["memory_gib"]), sized)
             left = end - time.perf_counter()
             lines, problem = run_child(__file__, task | {"name": f"rows{rows}", "config": sized}, Path(folder), max(left, 20))
             if lines and "out of memory" not in lines[0].get("error", "").lower():

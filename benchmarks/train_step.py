@@ -29,8 +29,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # not benchmarks/, whose profile.py would hide Python's own
 
 from benchmarks.measure import answer, answer_probe, probe, run_child, short, table
-from benchmarks.workload import compose, load, merge, optimizer_words, rows_to_try, write_corpus
-from olmo_train.model.size import FLOPS_CONVENTION, count_params, flops_per_token
+from benchmarks.workload import compose, load, merge, recipe_words, rows_to_try, write_corpus
+from olmo_train.model.size import FLOPS_CONVENTION, flops_per_token
 
 # The first is measured best elsewhere or expected best; the rest follow while time lasts.
 PEERS_GPU = [
@@ -115,10 +115,7 @@ def run_candidate(
     """Run one side in the first micro-batch that fits. `place`: a folder, and the seconds left."""
     work, left = place
     begin = time.perf_counter()
-    words = list(config)
-    if not candidate.is_peer:
-        formats = optimizer_words(count_params(load(words).model).total, machine["memory_gib"])
-        words = merge(merge(formats, words), candidate.words)
+    words = list(config) if candidate.is_peer else merge(config, candidate.words)
     task = asdict(candidate) | {"settle": args.settle, "steps": args.steps, "budget_s": args.step_seconds}
     result: dict[str, Any] = {}
     sized = words
@@ -129,6 +126,8 @@ def run_candidate(
             return asdict(candidate) | (result or {"error": "skipped: no time was left"})
         data = load(words).data
         sized = merge(words, [f"data.micro_batch_size={rows * data.seq_len}"])
+        if not candidate.is_peer:
+            sized = merge(recipe_words(sized, machine["memory_gib"]), sized)
         task |= {"name": candidate.label, "config": sized}
         lines, problem = run_child(__file__, task, work, seconds)
         result = lines[-1] if lines else {"error": problem or "no result"}

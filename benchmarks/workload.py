@@ -9,6 +9,7 @@ from olmo_train.config.train import TrainConfig
 from olmo_train.data.loader import Loader, open_sources
 from olmo_train.data.order import DataOrder
 from olmo_train.data.shards import ShardWriter, WriterOptions, dtype_for
+from olmo_train.model.recipes import choose
 from olmo_train.model.size import count_params
 from olmo_train.optim.schedule import multiplier
 from olmo_train.schema import load_config
@@ -45,18 +46,15 @@ def merge(words: Sequence[str], overrides: Sequence[str]) -> list[str]:
     return list({word.split("=", 1)[0].lstrip("+"): word for word in [*words, *overrides]}.values())
 
 
-def optimizer_words(n_params: int, memory_gib: float | None) -> list[str]:
-    """Formats of weights and moments that leave room for activations, by the memory of the card.
+def recipe_words(words: Sequence[str], memory_gib: float | None) -> list[str]:
+    """Number formats nearest to float32 that fit a card beside the config's micro-batch, as `olmo size` recommends them.
 
-    16 bytes per parameter in fp32 throughout; about 14 with an fp32 master copy, bf16 moments and the bf16 copy that computes;
-    8 with bf16 weights (rounded stochastically), gradients and moments.
+    A tenth of the card is left for the tuning of kernels, which copies their operands.
     """
-    room = float("inf") if memory_gib is None else memory_gib * 2**30
-    if n_params * 16 < 0.5 * room:
+    if memory_gib is None:
         return []
-    if n_params * 14 < 0.7 * room:
-        return ["optim.weight_dtype=float32", "optim.moment_dtype=bfloat16"]
-    return ["optim.weight_dtype=bfloat16", "optim.moment_dtype=bfloat16", "optim.grad_dtype=bfloat16"]
+    choice = choose(load(words), 1, int(0.9 * memory_gib * 2**30))
+    return [] if choice is None else choice.recipe.words().split()
 
 
 def rows_to_try(words: Sequence[str], asked: Sequence[str], memory_gib: float | None, is_peer: bool) -> list[int]:

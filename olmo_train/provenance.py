@@ -11,7 +11,19 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "numpy", "triton", "hydra-core", "tokenizers", "safetensors", "flash-attn-4", "quack-kernels")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "triton",
+    "hydra-core",
+    "tokenizers",
+    "safetensors",
+    "flash-attn-4",
+    "flash-attn",
+    "quack-kernels",
+    "megablocks",
+    "torchao",
+)
 
 
 def provenance(n_ranks: int, device: torch.device) -> dict[str, Any]:

@@ -7,8 +7,7 @@ from benchmarks.kernel_cases import TINY, documents_of, skewed_experts
 from benchmarks.kernel_cases import document_numbers as numbers_of
 from benchmarks.profile import group_flops
 from benchmarks.sides import initial_weight, parse_peer
-from benchmarks.workload import compose, load, merge, optimizer_words, rows_to_try
-from olmo_train.config.dtypes import FloatType, MomentType
+from benchmarks.workload import compose, load, merge, recipe_words, rows_to_try
 from olmo_train.model.shapes import param_shapes
 from olmo_train.model.size import count_params, flops_per_token
 
@@ -34,15 +33,17 @@ def test_later_words_win() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_params", "gib", "expected"),
+    ("words", "gib", "expected"),
     [
-        (OLMOE, 139.8, ("float32", "bfloat16")),
-        (OLMOE, 79.1, ("bfloat16", "bfloat16")),
-        (1_484_916_736, 79.1, ("float32", "float32")),
+        ([], 139.8, ("float32", "bfloat16")),
+        (["data.micro_batch_size=16384"], 79.1, ("bfloat16", "int8")),
+        (["data.micro_batch_size=16384", "data.global_batch_size=16384"], 79.1, ("bfloat16", "bfloat16")),
+        (["model=olmo2_1b"], 139.8, ("float32", "float32")),
     ],
 )
-def test_number_formats_follow_the_card(n_params: int, gib: float, expected: tuple[FloatType, MomentType]) -> None:
-    optim = load(compose(True, optimizer_words(n_params, gib))).optim
+def test_number_formats_follow_the_card(words: list[str], gib: float, expected: tuple[str, str]) -> None:
+    config = compose(True, words)
+    optim = load(merge(recipe_words(config, gib), config)).optim
     assert (optim.weight_dtype, optim.moment_dtype) == expected
 
 
