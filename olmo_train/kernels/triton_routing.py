@@ -19,11 +19,11 @@ def counting_sort(expert_ids_S: Tensor, n_experts: int) -> tuple[Tensor, Tensor,
     counts_EB = torch.empty(n_experts, n_blocks, dtype=torch.int32, device=device)
     pair_of_slot = torch.empty(n_pairs, dtype=torch.int32, device=device)
     slot_of_pair = torch.empty_like(pair_of_slot)
-    _count[(n_blocks,)](expert_ids_S, counts_EB, n_pairs, n_experts, n_blocks, block, width)
+    _count[(n_blocks,)](expert_ids_S, counts_EB, n_pairs, n_experts, n_blocks, block, width, num_warps=8)
     # Experts before blocks: the slot at which each block's pairs of each expert begin, and each expert's last slot + 1.
     ends = counts_EB.view(-1).cumsum(0, dtype=torch.int32)
     starts = ends - counts_EB.view(-1)
-    _place[(n_blocks,)](expert_ids_S, starts, pair_of_slot, slot_of_pair, n_pairs, n_experts, n_blocks, block, width)
+    _place[(n_blocks,)](expert_ids_S, starts, pair_of_slot, slot_of_pair, n_pairs, n_experts, n_blocks, block, width, num_warps=8)
     offsets = torch.zeros(n_experts + 1, dtype=torch.int32, device=device)
     offsets[1:] = ends.view(n_experts, n_blocks)[:, -1]
     return offsets, pair_of_slot, slot_of_pair

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TABLE_ELEMENTS = 4096
+TABLE_ELEMENTS = 2048
 """Scores held by one program."""
 
 

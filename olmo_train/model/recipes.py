@@ -7,7 +7,7 @@ from olmo_train.config.optim import OptimConfig
 from olmo_train.config.train import Recompute, TrainConfig
 from olmo_train.model.memory import RESERVE, largest_micro_batch, predict
 
-MARGIN_FRAC = 0.05
+MARGIN_FRAC = 0.04
 """Of the predicted peak, left free where a recipe is recommended: predictions are held to a tenth."""
 F32, BF16 = FloatType.FLOAT32, FloatType.BFLOAT16
 

@@ -145,7 +145,7 @@ def _card_lines(run: TrainConfig, n_ranks: int, memory: Memory, choices: dict[st
         lines.append(f"{card}: {verdict}; {largest}")
         choice = choices[card]
         advice = "no recipe fits; shard over more GPUs" if choice is None else f"{choice.recipe.words()} ({_gb(choice.peak)} GB)"
-        lines.append(f"  predicted to fit with 5 % to spare, nearest to float32: {advice}")
+        lines.append(f"  predicted to fit with 4 % to spare, nearest to float32: {advice}")
     return lines
 
 

@@ -99,6 +99,6 @@ def test_the_kernels_compile_for_hopper_without_a_gpu() -> None:
     """In a process of its own: in this one Triton may interpret."""
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.olmo_train.kernels.compile_optim"]
+    command = [sys.executable, "-m", "tests.olmo_train.kernels.compile_triton"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
