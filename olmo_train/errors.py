@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
 
 EXIT_FAILED = 1
@@ -40,6 +41,10 @@ class StoppedBySignal(SystemExit):
         super().__init__(EXIT_STOPPED)
 
 
+SECONDS_TO_TELL = 5
+"""How long other ranks wait before they end with a ConfigError: launchers end all with the first, and rank 0 may be late."""
+
+
 def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
     """Run the entry point `main` on `argv` (without the program name) and return the exit status.
 
@@ -54,6 +59,8 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
     except ConfigError as error:
         if rank == "0":
             print(f"{prefix}{error}", file=sys.stderr)
+        else:
+            time.sleep(SECONDS_TO_TELL)
         return EXIT_USAGE
     except ShardError as error:
         print(f"{prefix}{error}", file=sys.stderr)

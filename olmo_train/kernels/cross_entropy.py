@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from olmo_train.kernels.needs import Needs
+from olmo_train.kernels.quack_library import quack_module
 
 BACKENDS = ("quack", "triton", "chunked", "reference")
 IGNORE = -100
@@ -78,8 +79,7 @@ def _reference(x_ND: Tensor, w_VD: Tensor, labels_N: Tensor, z_weight: float) ->
 
 
 def _quack(x_ND: Tensor, w_VD: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    from quack.linear_cross_entropy import chunked_linear_cross_entropy
-
+    chunked_linear_cross_entropy = quack_module("linear_cross_entropy").chunked_linear_cross_entropy
     n = x_ND.shape[0]
     if n % 8:  # its loads take 8 rows at a time; rows without a label cost nothing
         x_ND, labels_N = F.pad(x_ND, (0, 0, 0, -n % 8)), F.pad(labels_N, (0, -n % 8), value=IGNORE)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from olmo_train.kernels.cpu_threads import run_each
 from olmo_train.kernels.expert_pieces import swiglu, swiglu_backward
 from olmo_train.kernels.needs import Needs
+from olmo_train.kernels.quack_library import quack_module
 
 TUNED_TOKENS = 1024
 """quack times its candidates once per shape, for seconds: worth it for the multiples of this that training repeats."""
@@ -65,14 +66,13 @@ def forward(
     w_in_EFD, w_out_EDF = weights
     match backend:
         case "quack":
-            from quack.gemm_interface import gemm, gemm_gated
-
+            quack = quack_module("gemm_interface")
             tuned = x_ND.shape[0] % TUNED_TOKENS == 0
-            h_SF, a_SF = gemm_gated(
+            h_SF, a_SF = quack.gemm_gated(
                 x_ND, w_in_EFD.mT, activation="swiglu", cu_seqlens_m=offsets, A_idx=token_of_slot, tuned=tuned,
                 concat_layout=("B",),
             )  # fmt: skip
-            return h_SF, gemm(a_SF, w_out_EDF.mT, cu_seqlens_m=offsets, tuned=tuned)
+            return h_SF, quack.gemm(a_SF, w_out_EDF.mT, cu_seqlens_m=offsets, tuned=tuned)
         case "loop":
             return _loop_forward(x_ND, token_of_slot, weights, offsets)
         case _:
@@ -105,21 +105,20 @@ def _quack_backward(dy_ND: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tensor
 
     Source: SonicMoE, arXiv 2512.14080, algorithm 3; calls: quack 0.6.5, quack/gemm_interface.py.
     """
-    from quack.gemm_interface import gemm, gemm_dgated
-
+    quack = quack_module("gemm_interface")
     x_ND, token_of_slot, h_SF, gates_S, w_in_EFD, w_out_EDF, offsets = saved
     tuned = x_ND.shape[0] % TUNED_TOKENS == 0
-    dh_SF, gated_SF, dgates_S = gemm_dgated(
+    dh_SF, gated_SF, dgates_S = quack.gemm_dgated(
         dy_ND, w_out_EDF, h_SF, activation="swiglu", colvec_scale=gates_S.float(), colvec_reduce=True, cu_seqlens_m=offsets,
         A_idx=token_of_slot, dynamic_scheduler=False, tuned=tuned,
     )  # fmt: skip
     dw_out_EDF = torch.empty_like(w_out_EDF)
-    gemm(dy_ND.T, gated_SF, out=dw_out_EDF, cu_seqlens_k=offsets, A_idx=token_of_slot, tuned=tuned)
+    quack.gemm(dy_ND.T, gated_SF, out=dw_out_EDF, cu_seqlens_k=offsets, A_idx=token_of_slot, tuned=tuned)
     del gated_SF
-    dx_SD = gemm(dh_SF, w_in_EFD, cu_seqlens_m=offsets, tuned=tuned, concat_layout=("B",))
+    dx_SD = quack.gemm(dh_SF, w_in_EFD, cu_seqlens_m=offsets, tuned=tuned, concat_layout=("B",))
     dw_in_EFD = torch.empty_like(w_in_EFD)
     # h and dh are interleaved; "out" writes gate columns into the first half of the rows of w_in, up columns into the second.
-    gemm(x_ND.T, dh_SF, out=dw_in_EFD.mT, cu_seqlens_k=offsets, A_idx=token_of_slot, tuned=tuned, concat_layout=("out",))
+    quack.gemm(x_ND.T, dh_SF, out=dw_in_EFD.mT, cu_seqlens_k=offsets, A_idx=token_of_slot, tuned=tuned, concat_layout=("out",))
     return dx_SD, dw_in_EFD, dw_out_EDF, dgates_S
 
 

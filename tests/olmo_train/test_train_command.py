@@ -71,7 +71,7 @@ def test_the_same_command_on_a_complete_run_says_so_and_changes_nothing(shards: 
 def test_help_shows_the_groups_and_starts_nothing(tmp_path: Path) -> None:
     done = python(tmp_path, *TRAIN, "--help")
     assert done.returncode == 0
-    for group in ("data: demo, olmoe_mix", "model: ", "optim: adamw, olmo2, olmoe", "experiment: anneal"):
+    for group in ("data: demo, olmoe_mix", "model: ", "optim: adamw, muon, olmo2, olmoe", "experiment: anneal"):
         assert f"\n{group}" in done.stdout
     assert list(tmp_path.iterdir()) == []
 

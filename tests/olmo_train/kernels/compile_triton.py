@@ -16,7 +16,9 @@ NUMBERS = dict.fromkeys(("lr", "gain1", "gain2", "eps", "decay", "mu", "gain"), 
 NUMBERS |= dict.fromkeys(("key0", "key1", "n_rows", "n_columns", "n_per_row", "n"), "i32")
 
 
-def compile_kernel(kernel: Any, formats: dict[str, str], constants: dict[str, Any], numbers: dict[str, str] | None = None) -> None:
+def compile_kernel(
+    kernel: Any, formats: dict[str, str], constants: dict[str, Any], numbers: dict[str, str] | None = None
+) -> None:
     pointers = {name: f"*{kind}" for name, kind in formats.items()}
     types = POINTERS | NUMBERS | (numbers or {}) | pointers | dict.fromkeys(constants, "constexpr")
     signature = {name: types[name] for name in kernel.arg_names}
