@@ -5,7 +5,7 @@
 The model is OLMoE at an eighth of its width and a quarter of its depth, with its own routing: 64 experts, top 8.
 
 Each side is a process of its own (so neither lives with the other's memory settings or threads), and they take turns step by
-step, so that a machine whose speed drifts drifts for both. Ours is the trainer's own step: FSDP2, loader, guard, metrics sums.
+step, so that a machine whose speed drifts drifts for both. Ours is the trainer's own step: loader, guard, metrics sums.
 Theirs is the usual loop: OlmoeForCausalLM with sdpa attention and grouped_mm experts, loss, clip_grad_norm_, fused AdamW. Both
 without auxiliary losses, which transformers defines differently, so that the two loss curves must be one. Needs the `dev` extra.
 """

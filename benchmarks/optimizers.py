@@ -3,7 +3,7 @@
     python -m benchmarks.optimizers recipes [--steps 300] [name=value of the training config ...]
     python -m benchmarks.optimizers muon [--steps 300] [--lrs 1e-3,2e-3,...] [--muon-lrs ...] [name=value ...]
 
-Every run takes the trainer's own steps (FSDP2, loader, guard, clipping) on the same batches from the same initial weights, on the
+Every run takes the trainer's own steps (loader, guard, clipping) on the same batches from the same initial weights, on the
 corpus of benchmarks/workload.py unless data.sources.demo.path is given. Losses are of tokens never seen before, averaged over the
 steps since the line above. All compute in float32 on a CPU, which has no fast bfloat16 products: only what
 is stored differs.
