@@ -43,7 +43,7 @@ FORMATS = (
 )
 """16, 12, 10, 8, 8 and 6 bytes per parameter, and 2 more of the first two on one GPU (the copy that computes); the further down,
 the further from float32 throughout. Moments of 8 bits before sums in bfloat16: in docs/optim.md's comparison the former cost less
-than another seed does, the latter lose what many micro-steps add (with one micro-step nothing is added up, and both are the same)."""
+than another seed does, the latter lose what many micro-steps add (with one micro-step nothing is added up: both are the same)."""
 RECIPES = tuple(
     replace(formats, recompute=recompute)
     for recompute in (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL)
