@@ -90,6 +90,9 @@ def test_a_run_is_plain_pytorch(shards: Path, tmp_path: Path, n_ranks: int, mode
 LOUD = ["model.moe.load_balancing_loss_weight=0.5", "model.moe.router_z_loss_weight=0.1", "data.repetition_mask={max_count: 4}"]
 
 
+COMPILED = ["parallel.compile=true", "parallel.compile_backend=aot_eager"]
+
+
 def test_ranks_micro_batches_and_replicas_only_share_out_the_work(shards: Path, tmp_path: Path) -> None:
     layouts = {
         "base": (1, ["data.micro_batch_size=256"]),
@@ -100,6 +103,11 @@ def test_ranks_micro_batches_and_replicas_only_share_out_the_work(shards: Path, 
         "kept whole": (2, ["data.micro_batch_size=64", "parallel.reshard_after_forward=false"]),
         "four ranks": (4, ["data.micro_batch_size=64"]),
         "two replicas of two": (4, ["data.micro_batch_size=32", "parallel.shard_size=2"]),
+        "two ranks compiled": (2, ["data.micro_batch_size=64", *COMPILED]),
+        "two replicas compiled": (
+            2,
+            ["data.micro_batch_size=64", "parallel.shard_size=1", *COMPILED, "parallel.recompute=selective"],
+        ),
         "four replicas": (4, ["data.micro_batch_size=64", "parallel.shard_size=1"]),
     }
     for name, (n_ranks, overrides) in layouts.items():
