@@ -75,11 +75,15 @@ class RunFolder:
 
     def add_start(self, facts: dict[str, Any]) -> str:
         """Append one start of the run to provenance.json (rank 0) and return the text."""
-        path = self.path / "provenance.json"
-        starts = json.loads(path.read_text())["starts"] if path.exists() else []
-        text = json.dumps({"starts": [*starts, {"attempt": self.attempt, "time": time.time(), **facts}]}, indent=1)
-        write_atomic(path, text.encode())
+        starts = [*self.starts(), {"attempt": self.attempt, "time": time.time(), **facts}]
+        text = json.dumps({"starts": starts}, indent=1)
+        write_atomic(self.path / "provenance.json", text.encode())
         return text
+
+    def starts(self) -> list[dict[str, Any]]:
+        """What `add_start` wrote so far, the oldest first."""
+        path = self.path / "provenance.json"
+        return json.loads(path.read_text())["starts"] if path.exists() else []
 
     def close(self) -> None:
         """Give up the lock."""

@@ -188,6 +188,8 @@ def _assemble(run: TrainConfig, live: Live, sources: list[Source], progress: Pro
         "from_step": progress.step, "kernels": asdict(live.model.kernels), "flops_convention": FLOPS_CONVENTION,
         "peak_flops": {"value": peak, "source": peak_source}, **provenance(layout.n_ranks, layout.device),
     }  # fmt: skip
+    if layout.is_main and progress.is_saved:
+        _tell_of_other_kernels(folder.starts(), live.model.kernels)
     return Parts(
         live=live,
         train_step=TrainStep(live.model, live.optimizer, live.guard, layout, run),
@@ -219,6 +221,21 @@ def _start_logging(layout: Layout) -> None:
         format=f"%(asctime)s {prefix}%(message)s",
         datefmt="%H:%M:%S",
     )
+
+
+def _tell_of_other_kernels(starts: list[dict[str, Any]], kernels: Kernels) -> None:
+    """`auto` may choose otherwise on another GPU, or when a library is gone; then the run goes on, but not in the same bits."""
+    before, now = starts[-1]["kernels"] if starts else {}, asdict(kernels)
+    changed = [name for name in ("attention", "moe_mlp", "cross_entropy") if before.get(name, now[name]) != now[name]]
+    if changed:
+        then = ", ".join(f"{name}={before[name]}" for name in changed)
+        wanted = " ".join(f"kernels.{name}={before[name]}" for name in changed)
+        log.warning(
+            "kernels differ from those of the last start (%s): the run continues to float rounding, not bit for bit; "
+            "insist with %s",
+            then,
+            wanted,
+        )
 
 
 def _kernel_needs(run: TrainConfig, device: torch.device) -> Needs:

@@ -1,6 +1,7 @@
 """A run that stops goes on as if it had not, and never as another run."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 
 from olmo_train.checkpoint import read_manifest, read_state
 from olmo_train.step_folder import list_steps
-from tests.runs import losses, metrics, run_training, small, weights, without_times
+from tests.distributed import spawn
+from tests.runs import losses, metrics, run_training, small, train_here, weights, without_times
 
 # ---- stop and resume -------------------------------------------------------------------------------------------------------
 
@@ -163,3 +165,27 @@ def test_checkpoints_come_when_they_should_and_stay_as_long(shards: Path, tmp_pa
     run_training(small(shards, tmp_path / "run", *overrides[:2]))
     kept = {step: read_manifest(folder)["kind"] for step, folder in list_steps(tmp_path / "run/steps")}
     assert kept == {**expected, 20: "permanent"}
+
+
+def test_other_kernels_than_at_the_last_start_are_told(shards: Path, tmp_path: Path) -> None:
+    run = small(shards, tmp_path / "run", "stop_at_step=2")
+    told = spawn(messages_of, 1, [*run, "kernels.moe_mlp=grouped_mm"])
+    assert not any("kernels differ" in line for line in told[0])
+    (lines,) = spawn(messages_of, 1, [*run[:-1], "stop_at_step=4"])
+    assert (
+        "kernels differ from those of the last start (moe_mlp=grouped_mm): the run continues to float rounding, not bit for bit; "
+        "insist with kernels.moe_mlp=grouped_mm"
+    ) in lines
+
+
+def messages_of(overrides: list[str]) -> list[str]:
+    """Warnings of a start."""
+    lines: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    logging.getLogger("olmo_train").addHandler(Keep())
+    train_here(overrides)
+    return lines
