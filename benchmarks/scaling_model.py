@@ -28,7 +28,7 @@ ASSUMPTIONS = (
     "weights of one block are gathered ahead; gathers and reductions of one mesh axis share its links one after the other",
     "with replicas, their all-reduce runs beside the gathers: it uses the network, they use NVLink, if a copy fits in a node",
     "gradients are reduced over shards after every micro-step, as the trainer does",
-    "memory: olmo_train/model/memory.py with its reserve; the fastest mesh that fits is chosen, of those within 0.5 % the simplest",
+    "memory: olmo_train/model/memory.py with its reserve; the fastest mesh that fits is chosen; within 0.5 %, the simplest",
 )
 
 
