@@ -24,7 +24,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -153,10 +152,7 @@ def count(run: TrainConfig, layout: Layout, on_fake: bool) -> Held:
         step = TrainStep(model, optimizer, Guard(None, layout.device), layout, run)  # adds up gradients where the trainer does
         ids_BT = torch.zeros(run.data.micro_batch_size // run.data.seq_len, run.data.seq_len, dtype=torch.long)
         for number in range(micro_steps):
-            is_last = number == micro_steps - 1
-            if isinstance(model, FSDPModule):
-                model.set_is_last_backward(is_last)
-                model.set_requires_gradient_sync(is_last or run.parallel.reduce_every_micro_step)
+            fsdp.begin_micro_step(model, number == micro_steps - 1, run.parallel)
             before, live.peak = live.now, live.now
             out = model(ids_BT, ids_BT)
             kept = live.now - before
@@ -177,11 +173,18 @@ def _model(run: TrainConfig, layout: Layout) -> Transformer:
     if layout.n_ranks > 1:
         fsdp.materialize(model, layout.device)
         fsdp._prefetch(model, units, run.parallel.prefetch)
-    else:  # Module.to_empty cannot replace plain fake tensors
-        for module in model.modules():
-            for name, param in module.named_parameters(recurse=False):
-                setattr(module, name, nn.Parameter(torch.empty_like(param, device=layout.device)))
+    else:
+        replace_by_fakes(model, layout.device)
     return model
+
+
+def replace_by_fakes(model: nn.Module, device: torch.device) -> None:
+    """`fsdp.materialize` of plain parameters under FakeTensorMode, where Module.to_empty cannot replace them."""
+    for module in model.modules():
+        for name, param in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty_like(param, device=device)))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty_like(buffer, device=device))
 
 
 def _loss(out: Losses) -> Tensor:

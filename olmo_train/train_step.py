@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
 from olmo_train.config.dtypes import FloatType
 from olmo_train.config.model import BalanceScope
@@ -22,7 +21,7 @@ from olmo_train.model.losses import load_balancing_loss, router_z_loss, updated_
 from olmo_train.model.transformer import Losses, RouterStats, Transformer
 from olmo_train.optim.build import Optimizer
 from olmo_train.optim.guard import OK, Guard
-from olmo_train.parallel.fsdp import Float32Gradients, local
+from olmo_train.parallel.fsdp import Float32Gradients, begin_micro_step, local
 from olmo_train.parallel.mesh import Layout
 
 Batch = tuple[Tensor, Tensor, Documents | None]
@@ -69,7 +68,6 @@ class TrainStep:
 
     def _forward_backward(self, rows: Rows, n_targets: Tensor) -> list[Losses]:
         """Accumulate gradients over the micro-batches; return the detached sums of each."""
-        model = self.model
         batches = [
             to_device(rows.slice(start, start + self.rows_per_batch), self.layout.device)
             for start in range(0, len(rows.ids), self.rows_per_batch)
@@ -78,13 +76,8 @@ class TrainStep:
         running: Tensor | None = None
         sums = []
         for i, batch in enumerate(batches):
-            is_last = i == len(batches) - 1
-            if isinstance(model, FSDPModule):
-                model.set_is_last_backward(is_last)
-                model.set_requires_gradient_sync(is_last or self.run.parallel.reduce_every_micro_step)
-                # Replicas are summed once a step; until then FSDP2 keeps a shard group's sums, in the dtype of the reduction.
-                model.set_requires_all_reduce(is_last or self.run.parallel.reduce_dtype != FloatType.FLOAT32)
-            out: Losses = model(*batch)
+            begin_micro_step(self.model, i == len(batches) - 1, self.run.parallel)
+            out: Losses = self.model(*batch)
             loss = out.loss / n_targets
             if out.router is not None and self.moe is not None:
                 counts, n_counted = out.router.counts, float(batch[0].numel())

@@ -71,6 +71,15 @@ def _prefetch(model: nn.Module, units: list[nn.Module], ahead: int) -> None:
         unit.set_modules_to_backward_prefetch(order[i + 1 : i + 1 + ahead])  # type: ignore[arg-type]
 
 
+def begin_micro_step(model: nn.Module, is_last: bool, config: ParallelConfig) -> None:
+    """Tell FSDP2 what to reduce behind the next backward pass; one rank has nothing to reduce."""
+    if isinstance(model, FSDPModule):
+        model.set_is_last_backward(is_last)
+        model.set_requires_gradient_sync(is_last or config.reduce_every_micro_step)
+        # Replicas are summed once a step; until then FSDP2 keeps a shard group's sums, in the dtype of the reduction.
+        model.set_requires_all_reduce(is_last or config.reduce_dtype != FloatType.FLOAT32)
+
+
 def materialize(model: nn.Module, device: torch.device) -> None:
     """Give every shard storage (uninitialised) and zero the buffers."""
     model.to_empty(device=device)

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 
+from benchmarks.memory import replace_by_fakes
 from olmo_train.config.train import TrainConfig
 from olmo_train.data.loader import Rows
 from olmo_train.kernels.choose import Kernels
@@ -50,11 +51,7 @@ def fake_step(overrides: list[str]) -> StepResult:
         model = Transformer(run.model, KERNELS)
     shard(model, model.fsdp_units(), layout, run.parallel, run.optim.weight_dtype)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        for module in model.modules():
-            for name, param in module.named_parameters(recurse=False):
-                setattr(module, name, torch.nn.Parameter(torch.empty_like(param, device=device)))
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, torch.empty_like(buffer, device=device))
+        replace_by_fakes(model, device)
         weights = weights_of(model, layout, torch.float32)
         parts = {s.name: Part(weights[s.name].tensor, s.kind, s.shape, 0) for s in param_shapes(run.model)}
         optimizer = build_optimizer(parts, run.optim, run.seed, layout.shard_group)
