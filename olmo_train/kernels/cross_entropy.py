@@ -1,12 +1,10 @@
 """Output projection and cross entropy that never hold all logits: one function, its backends, and the plain reference."""
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from olmo_train.kernels.needs import Needs
+from olmo_train.kernels.needs import Needs, why_no_package, why_no_quack, why_not_in_bfloat16
 from olmo_train.kernels.quack_library import quack_module
 
 BACKENDS = ("quack", "triton", "chunked", "reference")
@@ -20,21 +18,15 @@ QUACK_CHUNK = 4096
 def why_not(backend: str, needs: Needs) -> str | None:
     """What stands against a backend here; None: nothing."""
     here = f"kernels.cross_entropy={backend}"
-    package = {"quack": ("quack", "quack-kernels"), "triton": ("triton", "triton")}.get(backend)
-    if package is None:
-        return None
-    if needs.device.type != "cuda":
-        return f"{here} needs a CUDA device, this is {needs.device.type}; use auto"
-    if find_spec(package[0]) is None:
-        return f"{here} needs the package {package[1]}, which is not installed; pip install {package[1]}, or use auto"
+    if backend == "triton":
+        return why_no_package(here, needs, "triton", "triton")
     if backend == "quack":
-        if needs.capability[0] not in (9, 10, 12):
-            major, minor = needs.capability
-            return f"{here} needs a Hopper GPU or newer (compute capability 9.0), this one has {major}.{minor}; use triton"
-        if needs.has_z_loss:
-            return f"{here} has no z-loss, and model.z_loss_weight is not 0; use triton"
-        if needs.dtype != torch.bfloat16:
-            return f"{here} computes in bfloat16, and parallel.compute_dtype is another type; set it, or use chunked"
+        reason = why_no_quack(here, needs, "triton")
+        if reason is None and needs.has_z_loss:
+            reason = f"{here} has no z-loss, and model.z_loss_weight is not 0; use triton"
+        reason = reason or why_not_in_bfloat16(here, needs, "chunked")
+        if reason is not None:
+            return reason
         if needs.d_model % 8 or needs.vocab_rows % 8:
             return (
                 f"{here} needs multiples of 8: model.d_model={needs.d_model}, rows of the output projection={needs.vocab_rows}; "

@@ -4,7 +4,6 @@ A backend keeps h (the pre-activations) in a layout of its own: rows [gate | up]
 leaves the operator in kernels/moe_mlp.py.
 """
 
-from importlib.util import find_spec
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 
 from olmo_train.kernels.cpu_threads import run_each
 from olmo_train.kernels.expert_pieces import swiglu, swiglu_backward
-from olmo_train.kernels.needs import Needs
+from olmo_train.kernels.needs import Needs, why_no_package, why_no_quack, why_not_in_bfloat16
 from olmo_train.kernels.quack_library import quack_module
 
 TUNED_TOKENS = 1024
@@ -38,17 +37,13 @@ class Saved(NamedTuple):
 def why_not(backend: str, needs: Needs) -> str | None:
     """What stands against a backend here; None: nothing."""
     here = f"kernels.moe_mlp={backend}"
-    if backend in ("quack", "megablocks"):
-        module, package = {"quack": ("quack", "quack-kernels"), "megablocks": ("grouped_gemm", "megablocks[gg]")}[backend]
-        if needs.device.type != "cuda":
-            return f"{here} needs a CUDA device, this is {needs.device.type}; use auto"
-        if find_spec(module) is None:
-            return f"{here} needs the package {package}, which is not installed; pip install '{package}', or use auto"
-        if backend == "quack" and needs.capability[0] not in (9, 10, 12):
-            major, minor = needs.capability
-            return f"{here} needs a Hopper GPU or newer (compute capability 9.0), this one has {major}.{minor}; use grouped_mm"
-        if needs.dtype != torch.bfloat16:
-            return f"{here} computes in bfloat16, and parallel.compute_dtype is another type; set it, or use grouped_mm"
+    reason = None
+    if backend == "quack":
+        reason = why_no_quack(here, needs, "grouped_mm") or why_not_in_bfloat16(here, needs, "grouped_mm")
+    if backend == "megablocks":
+        reason = why_no_package(here, needs, "grouped_gemm", "megablocks[gg]") or why_not_in_bfloat16(here, needs, "grouped_mm")
+    if reason is not None:
+        return reason
     if backend == "grouped_mm" and not hasattr(F, "grouped_mm"):
         return f"{here} needs torch 2.10 or newer, this is {torch.__version__}; use auto"
     if backend in ("quack", "megablocks", "grouped_mm"):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from olmo_train.kernels import attention, choose, cross_entropy, moe_mlp, self_check
+from olmo_train.kernels import attention, choose, moe_mlp, self_check
+from olmo_train.kernels import needs as kernel_needs
 from olmo_train.kernels.choose import Kernels, choose_kernels, find_kernel_problems
 from olmo_train.kernels.needs import Needs
 
@@ -25,8 +26,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every package installed, a GPU of compute capability 9.0, and no check run on it."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    for module in (moe_mlp.experts, cross_entropy):
-        monkeypatch.setattr(module, "find_spec", lambda name: name)
+    monkeypatch.setattr(kernel_needs, "find_spec", lambda name: name)
     monkeypatch.setattr(attention, "_missing", lambda _: None)
     monkeypatch.setattr(choose, "find_fault", lambda *_: None)
 
@@ -103,8 +103,7 @@ def test_what_a_cpu_cannot_run_is_refused() -> None:
 
 @pytest.mark.usefixtures("hopper")
 def test_missing_packages_are_named_with_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (moe_mlp.experts, cross_entropy):
-        monkeypatch.setattr(module, "find_spec", lambda _: None)
+    monkeypatch.setattr(kernel_needs, "find_spec", lambda _: None)
     assert problems(HOPPER, moe_mlp="megablocks", cross_entropy="quack") == [
         "kernels.moe_mlp=megablocks needs the package megablocks[gg], which is not installed; pip install 'megablocks[gg]', or use auto",
         "kernels.cross_entropy=quack needs the package quack-kernels, which is not installed; pip install quack-kernels, or use auto",
