@@ -26,12 +26,12 @@ from olmo_train.kernels.needs import Needs
 from olmo_train.metrics import MetricsLog, peak_flops
 from olmo_train.model.init import initial_rows
 from olmo_train.model.kernel_needs import kernel_needs
-from olmo_train.model.shapes import param_shapes, vocab_rows
+from olmo_train.model.shapes import param_shapes, stacked_rows, vocab_rows
 from olmo_train.model.size import FLOPS_CONVENTION, count_params, flops_per_token
 from olmo_train.model.transformer import Transformer
 from olmo_train.optim.build import build_optimizer
 from olmo_train.optim.guard import Guard
-from olmo_train.optim.parts import Part, stacked_rows
+from olmo_train.optim.parts import Part
 from olmo_train.parallel.collectives import any_rank, from_main
 from olmo_train.parallel.float8 import find_float8_problems
 from olmo_train.parallel.fsdp import DTYPES, materialize, shard
@@ -225,8 +225,8 @@ def _start_logging(layout: Layout) -> None:
 
 def _tell_of_other_kernels(starts: list[dict[str, Any]], kernels: Kernels) -> None:
     """`auto` may choose otherwise on another GPU, or when a library is gone; then the run goes on, but not in the same bits."""
-    before, now = starts[-1]["kernels"] if starts else {}, asdict(kernels)
-    changed = [name for name in ("attention", "moe_mlp", "cross_entropy") if before.get(name, now[name]) != now[name]]
+    before = starts[-1]["kernels"] if starts else {}
+    changed = [name for name, backend in kernels.backends().items() if before.get(name, backend) != backend]
     if changed:
         then = ", ".join(f"{name}={before[name]}" for name in changed)
         wanted = " ".join(f"kernels.{name}={before[name]}" for name in changed)

@@ -110,3 +110,7 @@ class OptimConfig:
     on_nonfinite: OnNonFinite = OnNonFinite.SKIP
     max_skips_in_a_row: int = 16
     """Consecutive skipped steps, for whatever reason, after which the run ends with an error."""
+
+    def decay_of(self, kind: ParamKind) -> float:
+        """Weight decay of a kind of parameters."""
+        return 0.0 if kind in self.no_decay else self.weight_decay

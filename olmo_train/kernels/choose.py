@@ -4,7 +4,7 @@
 rest prove itself against the reference first (kernels/self_check.py). What was passed over, and why, is logged and recorded.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from olmo_train.kernels import attention, cross_entropy, moe_mlp
 from olmo_train.kernels.needs import Needs
@@ -23,7 +23,11 @@ class Kernels:
 
     def describe(self) -> str:
         """One line for the log."""
-        return ", ".join(f"{name}={backend}" for name, backend in asdict(self).items() if name != "passed_over")
+        return ", ".join(f"{name}={backend}" for name, backend in self.backends().items())
+
+    def backends(self) -> dict[str, str]:
+        """The backend of each kernel."""
+        return {name: getattr(self, name) for name in _MODULES}
 
 
 REFERENCE = Kernels("reference", "reference", "reference")

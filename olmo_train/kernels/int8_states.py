@@ -5,6 +5,7 @@ and torchao (`create_dynamic_map`); blocks end where rows end, so that a tensor 
 """
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -40,10 +41,7 @@ def _middles(signed: bool) -> Tensor:
 
 def n_blocks(shape: tuple[int, ...]) -> int:
     """Scales per row of dim 0 of a tensor."""
-    n = 1
-    for size in shape[1:]:
-        n *= size
-    return -(-n // BLOCK)
+    return -(-math.prod(shape[1:]) // BLOCK)
 
 
 def quantize(values_RC: Tensor, signed: bool) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Shapes and kinds of every parameter, from the config alone; no torch. The transformer builds exactly these."""
 
+import math
 from dataclasses import dataclass
 
 from olmo_train.config.model import ModelConfig, MoEConfig, Norm, QKNorm
@@ -20,10 +21,7 @@ class ParamShape:
     @property
     def size(self) -> int:
         """Elements."""
-        n = 1
-        for dim in self.shape:
-            n *= dim
-        return n
+        return math.prod(self.shape)
 
 
 def d_head(model: ModelConfig) -> int:
@@ -51,6 +49,20 @@ def window_of_layer(model: ModelConfig, layer: int) -> int | None:
     if model.sliding_window is None or (layer + 1) % model.full_attention_every == 0:
         return None
     return model.sliding_window
+
+
+def stacked_rows(name: str, shape: tuple[int, ...], model: ModelConfig) -> tuple[int, ...]:
+    """Rows (of the last but one dim) of each matrix that a parameter stacks: q, k, v; gate and up; else all; () of a vector."""
+    if len(shape) < 2:
+        return ()
+    rows = shape[-2]
+    if name.endswith(".w_qkv.weight"):
+        kv_heads = n_kv_heads(model)
+        head = rows // (model.n_heads + 2 * kv_heads)
+        return model.n_heads * head, kv_heads * head, kv_heads * head
+    if name.endswith((".w_in.weight", ".w_in")):
+        return rows // 2, rows // 2
+    return (rows,)
 
 
 def param_shapes(model: ModelConfig) -> list[ParamShape]:

@@ -12,7 +12,7 @@ from olmo_train.config.model import ModelConfig
 from olmo_train.config.train import TrainConfig
 from olmo_train.errors import ConfigError, run_command
 from olmo_train.model.memory import CARDS, RESERVE, Memory, largest_micro_batch, predict
-from olmo_train.model.recipes import Choice, choose
+from olmo_train.model.recipes import MARGIN_FRAC, Choice, choose
 from olmo_train.model.shapes import d_head, moe_of_layer, n_kv_heads, param_shapes, vocab_rows, window_of_layer
 from olmo_train.schema import load_config
 
@@ -145,7 +145,7 @@ def _card_lines(run: TrainConfig, n_ranks: int, memory: Memory, choices: dict[st
         lines.append(f"{card}: {verdict}; {largest}")
         choice = choices[card]
         advice = "no recipe fits; shard over more GPUs" if choice is None else f"{choice.recipe.words()} ({_gb(choice.peak)} GB)"
-        lines.append(f"  predicted to fit with 4 % to spare, nearest to float32: {advice}")
+        lines.append(f"  predicted to fit with {100 * MARGIN_FRAC:.0f} % to spare, nearest to float32: {advice}")
     return lines
 
 

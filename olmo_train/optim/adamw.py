@@ -91,8 +91,7 @@ class CompactAdamW:
         self._count += skip == 0
         control = Control(grad_scale, skip, self._count, corrections(self._count, c.beta1, c.beta2))
         for name, part in self._parts.items():
-            decay = 0.0 if part.kind in c.no_decay else c.weight_decay
-            settings = Rates(lr, c.beta1, c.beta2, c.eps, decay), self._draws[name]
+            settings = Rates(lr, c.beta1, c.beta2, c.eps, c.decay_of(part.kind)), self._draws[name]
             adamw_update(part.tensor, grads[name], self._moments[name], control, settings)
         publish(self._parts.values())
 

@@ -5,6 +5,7 @@ Source: Jordan 2024, kellerjordan.github.io/posts/muon; scale and weight decay: 
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -115,10 +116,10 @@ class Muon:
         """Move the rows of a part that begin at a local element index."""
         values, offset = update
         part, draw = self._parts[name], self._draws[name]
-        decay = 0.0 if part.kind in self._config.no_decay else self._config.weight_decay
         weight = part.tensor.view(-1)[offset : offset + values.numel()]
-        draw = type(draw)(draw.key, draw.first + offset)
-        apply_update(weight, values.contiguous().view(-1), control, (lr * self._lr_factor, decay), draw)
+        draw = replace(draw, first=draw.first + offset)
+        rates = lr * self._lr_factor, self._config.decay_of(part.kind)
+        apply_update(weight, values.contiguous().view(-1), control, rates, draw)
 
     @property
     def steps_taken(self) -> int:

@@ -7,8 +7,11 @@ import torch
 
 from benchmarks.memory import Held, count, count_fake, expected
 from olmo_train.config.train import TrainConfig
+from olmo_train.kernels import cross_entropy, int8_states
+from olmo_train.model import memory
 from olmo_train.model.memory import CARDS, RESERVE, largest_micro_batch, predict, with_micro_batch
 from olmo_train.model.recipes import RECIPES, choose, needs_with_margin
+from olmo_train.optim import muon
 from olmo_train.parallel.mesh import init_distributed
 from olmo_train.schema import load_config
 from tests.distributed import spawn
@@ -131,6 +134,13 @@ def test_olmoe_on_one_card_of_80_gb_needs_16_bit_weights_and_on_141_gb_it_does_n
         before = RECIPES[: RECIPES.index(choice.recipe)]
         assert needs_with_margin(choice.peak) <= capacity
         assert all(needs_with_margin(predict(recipe.apply(run), 1).peak) > capacity for recipe in before)
+
+
+def test_sizes_of_kernels_and_optimizers_are_those_of_their_owners() -> None:
+    """They need torch, and the prediction must not; so it has copies."""
+    assert memory.INT8_BLOCK == int8_states.BLOCK
+    assert {"gpu": cross_entropy.CHUNK_ELEMENTS["cuda"], "cpu": cross_entropy.CHUNK_ELEMENTS["cpu"]} == memory.LOGITS
+    assert memory.MUON_AT_WORK == 6 * muon.BATCH_ELEMENTS
 
 
 def test_no_recipe_fits_what_is_far_too_large() -> None:

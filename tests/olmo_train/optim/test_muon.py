@@ -12,9 +12,10 @@ from olmo_train.config.dtypes import FloatType, MomentType
 from olmo_train.config.model import ModelConfig
 from olmo_train.config.optim import MuonConfig, OptimConfig, ParamKind, ScheduleConfig, ScheduleKind
 from olmo_train.config.train import Device, ParallelConfig, TrainConfig
+from olmo_train.model.shapes import stacked_rows
 from olmo_train.optim.build import build_optimizer
 from olmo_train.optim.newton_schulz import orthogonalize, orthogonalize_stacked
-from olmo_train.optim.parts import Part, stacked_rows
+from olmo_train.optim.parts import Part
 from olmo_train.parallel.mesh import init_distributed
 from olmo_train.schema import load_config
 from tests.distributed import spawn
