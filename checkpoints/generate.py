@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from checkpoints.catalog import resolve_step
-from checkpoints.load import load_model, tokenizer_of
+from checkpoints.load import load_model, load_tokenizer
+from checkpoints.opening import open_checkpoint
 from olmo_train.config.train import Device
 from olmo_train.errors import ConfigError, run_command
-from olmo_train.model.shapes import vocab_rows
 from olmo_train.model.transformer import Transformer
 from olmo_train.parallel.mesh import choose_device
 
@@ -62,7 +61,7 @@ def choose_token(logits_V: Tensor, sampling: Sampling, generator: torch.Generato
 def main(argv: list[str]) -> None:
     """Print prompt and continuation."""
     parser = argparse.ArgumentParser("olmo generate", description=__doc__)
-    parser.add_argument("path", type=Path, help="folder of a run (its newest step) or of one step")
+    parser.add_argument("path", help="a run (its newest step), a step folder, a Hugging Face folder or owner/name@revision")
     parser.add_argument("--step", type=int, help="step of the run")
     parser.add_argument("--prompt", default="", help="text to continue; empty: begin a document")
     parser.add_argument("--max-tokens", type=int, default=100)
@@ -79,15 +78,10 @@ def main(argv: list[str]) -> None:
     ) if not ok]  # fmt: skip
     if problems:
         raise ConfigError(problems)
-    folder = resolve_step(args.path, args.step)
-    model, run = load_model(folder, choose_device(Device(args.device)))
-    tokenizer = tokenizer_of(run, args.tokenizer)
-    if tokenizer.vocab_size > vocab_rows(run.model):
-        raise ConfigError(
-            f"{tokenizer.path}: {tokenizer.vocab_size} ids, the model has {vocab_rows(run.model)} rows; "
-            "give --tokenizer the one of the run's shards"
-        )
-    sampling = Sampling(args.temperature, args.top_p, args.seed, run.data.seq_len)
+    checkpoint = open_checkpoint(args.path, args.step)
+    tokenizer = load_tokenizer(checkpoint, args.tokenizer)
+    model = load_model(checkpoint, choose_device(Device(args.device)))
+    sampling = Sampling(args.temperature, args.top_p, args.seed, checkpoint.seq_len)
     ids = [tokenizer.eos_id, *tokenizer.encode(args.prompt)]  # documents follow an end of text
     print(args.prompt + tokenizer.decode(generate(model, ids, args.max_tokens, sampling, tokenizer.eos_id)))
 

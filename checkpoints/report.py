@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from checkpoints.catalog import StepInfo, find_steps
+from checkpoints.run_files import read_lines
 from data_tools.run_order import open_run
 from data_tools.unigram import entropy, unigram_counts
 from olmo_train.checkpoint import read_state
@@ -33,20 +34,9 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     steps = find_steps(args.run)
     run = read_yaml(args.run / "config.yaml", TrainConfig)
-    lines = _read_lines(args.run / "metrics.jsonl")
+    lines = read_lines(args.run / "metrics.jsonl")
     parts = [_results(args.run, run, lines), _places(args.run, run, steps), _next_commands(args.run, run, steps)]
     print("\n\n".join("\n".join(part) for part in parts))
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of metrics.jsonl: none before the first step, and the last one may be cut where a run was killed."""
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
 
 
 def _results(folder: Path, run: TrainConfig, lines: list[dict[str, Any]]) -> list[str]:

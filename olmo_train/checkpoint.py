@@ -33,10 +33,12 @@ from olmo_train.step_folder import MANIFEST, step_name
 FORMAT = "olmo_train.step"
 VERSION = 1
 PERMANENT, EPHEMERAL = "permanent", "ephemeral"
-_DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
-    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8",
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16,
+    "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8,
 }  # fmt: skip
+"""By safetensors' names."""
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def write_rank(folder: Path, rank: int, n_ranks: int, groups: Mapping[str, Mappi
             record["files"][name] = _write_safetensors(folder / name, kept)
             record["tensors"][group] = {
                 key: {
-                    "dtype": _DTYPES[s.tensor.dtype],
+                    "dtype": DTYPE_NAMES[s.tensor.dtype],
                     "shape": list(s.shape),
                     "file": name,
                     "start": s.start,
@@ -161,7 +163,7 @@ def _write_safetensors(path: Path, shards: Mapping[str, Shard]) -> dict[str, Any
     for key, shard in shards.items():
         size = shard.tensor.numel() * shard.tensor.element_size()
         header[key] = {
-            "dtype": _DTYPES[shard.tensor.dtype],
+            "dtype": DTYPE_NAMES[shard.tensor.dtype],
             "shape": list(shard.tensor.shape),
             "data_offsets": [offset, offset + size],
         }
@@ -281,5 +283,4 @@ def load_rows(
 
 
 def _empty(entry: Mapping[str, Any]) -> Tensor:
-    dtype = {name: dtype for dtype, name in _DTYPES.items()}[entry["dtype"]]
-    return torch.empty((0, *entry["shape"][1:]), dtype=dtype)
+    return torch.empty((0, *entry["shape"][1:]), dtype=DTYPES[entry["dtype"]])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from checkpoints.generate import Sampling, choose_token, generate, main
 from checkpoints.load import load_model
+from checkpoints.opening import open_step_folder
 from olmo_train.errors import ConfigError
 from olmo_train.tokenizer import Tokenizer
 from tests.runs import run_training, small
@@ -26,8 +27,9 @@ def draws(sampling: Sampling, n: int = 4000) -> Counter[int]:
 
 
 def test_greedy_is_the_argmax_of_whole_forward_passes(run: Path) -> None:
-    model, config = load_model(run / "steps/step00000010", CPU)
-    assert config.data.seq_len == GREEDY.context
+    checkpoint = open_step_folder(run / "steps/step00000010")
+    model = load_model(checkpoint, CPU)
+    assert checkpoint.seq_len == GREEDY.context
     ids = [0, 70, 71, 72]
     expected = list(ids)
     for _ in range(30):  # well past the 16 tokens that the model sees
@@ -39,7 +41,7 @@ def test_greedy_is_the_argmax_of_whole_forward_passes(run: Path) -> None:
 
 
 def test_generation_ends_at_the_end_of_text(run: Path) -> None:
-    model, _ = load_model(run / "steps/step00000010", CPU)
+    model = load_model(open_step_folder(run / "steps/step00000010"), CPU)
     whole = generate(model, [0], 12, Sampling(seed=3, context=16), None)
     stop = whole[5]
     assert generate(model, [0], 12, Sampling(seed=3, context=16), stop) == whole[: whole.index(stop)]
@@ -67,7 +69,7 @@ def test_a_padded_row_is_never_drawn(corpus: TextCorpus, tmp_path: Path) -> None
     """An untrained model gives rows beyond the vocabulary as much probability as any other."""
     words = ["model.vocab_size=300", "model.padded_vocab_size=3000", "max_tokens=256", "optim.schedule.warmup_tokens=0"]
     run_training(small(corpus.shards, tmp_path / "run", f"data.sources.demo.path='{corpus.shards}'", *words))
-    model, _ = load_model(tmp_path / "run/steps/step00000001", CPU)
+    model = load_model(open_step_folder(tmp_path / "run/steps/step00000001"), CPU)
     logits = model(torch.tensor([[0]]))
     assert isinstance(logits, Tensor)
     assert logits.shape[-1] == 3000
@@ -75,7 +77,7 @@ def test_a_padded_row_is_never_drawn(corpus: TextCorpus, tmp_path: Path) -> None
 
 
 def test_the_command_prints_prompt_and_continuation(run: Path, corpus: TextCorpus, capsys: pytest.CaptureFixture[str]) -> None:
-    model, _ = load_model(run / "steps/step00000005", CPU)
+    model = load_model(open_step_folder(run / "steps/step00000005"), CPU)
     tokenizer = Tokenizer(corpus.tokenizer)
     new = generate(model, [tokenizer.eos_id, *tokenizer.encode("the old")], 20, GREEDY, tokenizer.eos_id)
     command = [str(run), "--step", "5", "--prompt", "the old", "--temperature", "0", "--max-tokens", "20"]

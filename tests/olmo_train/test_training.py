@@ -248,6 +248,7 @@ def test_an_outlier_step_is_skipped_and_recorded(shards: Path, tmp_path: Path) -
 
 def test_held_out_loss_is_the_models_loss_on_the_held_out_documents(shards: Path, tmp_path: Path) -> None:
     from checkpoints.load import load_model
+    from checkpoints.opening import open_step_folder
     from olmo_train.data.loader import read_rows
     from olmo_train.data.order import HeldoutStream
 
@@ -261,7 +262,9 @@ def test_held_out_loss_is_the_models_loss_on_the_held_out_documents(shards: Path
         for source in one:
             assert two[source]["tokens"] == one[source]["tokens"]
             assert two[source]["loss"] == pytest.approx(one[source]["loss"], rel=1e-4)
-    model, run = load_model(tmp_path / "one/steps/step00000010", torch.device("cpu"))
+    checkpoint = open_step_folder(tmp_path / "one/steps/step00000010")
+    model, run = load_model(checkpoint, torch.device("cpu")), checkpoint.run
+    assert run is not None
     (source,) = open_sources(run.data, Path())
     stream = HeldoutStream([f for f in source.files if f.entry.source == "a"], run.data.seq_len)
     rows = read_rows([stream.pieces(i) for i in range(stream.n)], run.data.seq_len, False, None)
