@@ -109,13 +109,13 @@ def read_release(text: bytes, where: str) -> Release:
     """
     try:
         values = json.loads(text)
-        if values.pop("format") != FORMAT or values.pop("version") != VERSION:
+        if not isinstance(values, dict) or values.pop("format", "") != FORMAT or values.pop("version", 0) != VERSION:
             raise ValueError(f"not of format {FORMAT} version {VERSION}")
         lacking = {f.name for f in fields(Release)} ^ set(values)
         if lacking:
             raise ValueError(f"unknown or missing fields: {', '.join(sorted(lacking))}")
         return Release(**values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError) as error:
         raise CheckpointError(
             f"{where}/{MANIFEST} cannot be used: {error}; fetch it again, or publish the release again"
         ) from error
@@ -160,7 +160,7 @@ def read_index(text: bytes, where: str) -> list[IndexEntry]:
     """
     try:
         values = json.loads(text)
-        if values["format"] != INDEX_FORMAT or values["version"] != VERSION:
+        if not isinstance(values, dict) or values.get("format") != INDEX_FORMAT or values.get("version") != VERSION:
             raise ValueError(f"not of format {INDEX_FORMAT} version {VERSION}")
         return [IndexEntry(**row) for row in values["releases"]]
     except (ValueError, KeyError, TypeError) as error:
