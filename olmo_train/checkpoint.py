@@ -215,6 +215,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def manifest_identity(folder: Path) -> dict[str, Any]:
+    """What names a step folder wherever it lies: its step, and the SHA-256 of its manifest, which names every byte in it."""
+    return {"step": read_manifest(folder)["step"], "sha256": hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()}
+
+
 def verify_files(folder: Path, manifest: Mapping[str, Any], names: Iterable[str] | None = None) -> list[str]:
     """Problems of the named files (all of them by default): missing, wrong size, wrong SHA-256."""
     problems = []

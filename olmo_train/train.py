@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from olmo_train.checkpoint import manifest_identity
 from olmo_train.config.model import BalanceScope
 from olmo_train.config.train import TrainConfig
 from olmo_train.data.checks import find_data_problems, find_tokenizer, readable_corpora
@@ -188,6 +189,8 @@ def _assemble(run: TrainConfig, live: Live, sources: list[Source], progress: Pro
         "from_step": progress.step, "kernels": asdict(live.model.kernels), "flops_convention": FLOPS_CONVENTION,
         "peak_flops": {"value": peak, "source": peak_source}, **provenance(layout.n_ranks, layout.device),
     }  # fmt: skip
+    if run.load is not None and not progress.is_saved:
+        facts["loaded"] = manifest_identity(Path(run.load.path))
     if layout.is_main and progress.is_saved:
         _tell_of_other_kernels(folder.starts(), live.model.kernels)
     return Parts(

@@ -1,5 +1,6 @@
 """A run that stops goes on as if it had not, and never as another run."""
 
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -70,6 +71,8 @@ def test_an_anneal_begins_where_a_checkpoint_ended_and_goes_to_zero(shards: Path
     assert lines[0]["loss"] < losses(tmp_path / "base")[0]
     assert read_state(tmp_path / "anneal/steps/step00000005")["data"]["order"]["seed"] == 42
     assert read_state(tmp_path / "anneal/steps/step00000005")["optimizer_steps"] == 10  # the moments came along: 5 + 5
+    start = json.loads((tmp_path / "anneal/provenance.json").read_text())["starts"][0]
+    assert start["loaded"] == {"step": 5, "sha256": hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()}
     without = [
         *[o for o in overrides if "run_" not in o],
         f"run_dir={tmp_path / 'cold'}",
