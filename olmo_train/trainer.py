@@ -94,14 +94,15 @@ class Trainer:
                     stopping = self._ask_to_stop()
                     self._train(step, rows)
                     self._evaluate_if_due(step)
+                    stop = stopping()
                     if (
                         step % run.metrics.log_every == 0
                         or step == last
+                        or stop  # or the saved step would lack its loss, and the resumed run these lines
                         or self._interval.evaluation
                         or is_due(run.checkpoint, step, self.total_steps)
                     ):
                         self._write_metrics()
-                    stop = stopping()
                     self._save_if_due(step, must=stop or step == last)
                     if stop:
                         self.parts.saver.settle(is_last=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from olmo_train.checkpoint import read_manifest, verify_files
+from olmo_train.checkpoint import read_manifest, read_state, verify_files
 from olmo_train.errors import EXIT_STOPPED, CheckpointError
 from olmo_train.step_folder import list_steps
 from tests.distributed import Rank, RankError, collect, start
@@ -81,7 +81,8 @@ def test_killed_ranks_cost_time_and_nothing_else(shards: Path, calm: Path, tmp_p
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_one_rank_saves_and_stops_all(shards: Path, calm: Path, tmp_path: Path, number: signal.Signals) -> None:
-    overrides = small(shards, tmp_path / "run", *LONG, "checkpoint.ephemeral_every=null", "checkpoint.save_every=39")
+    words = ["checkpoint.ephemeral_every=null", "checkpoint.save_every=39", "metrics.log_every=7"]
+    overrides = small(shards, tmp_path / "run", *LONG, *words)
     ranks = start(train_here, 2, overrides)
     while not (tmp_path / "run/metrics.jsonl").exists():
         time.sleep(0.01)
@@ -90,8 +91,10 @@ def test_a_signal_to_one_rank_saves_and_stops_all(shards: Path, calm: Path, tmp_
     step, folder = list_steps(tmp_path / "run/steps")[-1]
     assert 0 < step < 39
     assert read_manifest(folder)["kind"] == "ephemeral"
-    assert metrics(tmp_path / "run")[-1]["step"] == step
+    last = metrics(tmp_path / "run")[-1]
+    assert (last["step"], last["loss"]) == (step, read_state(folder)["loss"])
     run_training(overrides, n_ranks=2)
+    assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, STEPS + 1))
     assert weights(tmp_path / "run", STEPS) == weights(calm, STEPS)
 
 
