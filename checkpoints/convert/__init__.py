@@ -1,0 +1,1 @@
+"""Checkpoints in other formats: Hugging Face folders, step folders, OLMo-core, GGUF; each written whole or not at all."""
