@@ -16,14 +16,18 @@ from olmo_train.model.transformer import Transformer
 from olmo_train.tokenizer import Tokenizer
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype = torch.float32) -> Transformer:
+def load_model(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype = torch.float32, with_documents: bool = False
+) -> Transformer:
     """The model of a checkpoint with parameters in `dtype`, in evaluation mode. Holds one copy.
+
+    `with_documents`: it will be given documents that attention must not cross.
 
     Raises:
         CheckpointError: the checkpoint is not whole.
     """
     with torch.device("meta"):
-        needs = kernel_needs(checkpoint.model, checkpoint.seq_len, False, device, dtype)
+        needs = kernel_needs(checkpoint.model, checkpoint.seq_len, with_documents, device, dtype)
         model = Transformer(checkpoint.model, choose_kernels(asdict(KernelsConfig()), needs))
     wanted = [name for name, _ in model.named_parameters()]
     tensors = state_dict(checkpoint.weights, wanted, lambda tensor: tensor.to(device, dtype))
