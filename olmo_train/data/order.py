@@ -159,6 +159,14 @@ class DataOrder:
         """Instances of each pool."""
         return {pool.name: pool.n for pool in self._pools}
 
+    def drawn(self, step: int) -> dict[str, int]:
+        """Instances that steps 1 .. `step` draw from each pool."""
+        blocks, rest = divmod(step * self.rows, BLOCK)
+        if len(self._pools) == 1:
+            return {self._pools[0].name: step * self.rows}
+        last = np.bincount(self._block(blocks).pools[:rest], minlength=len(self._pools))
+        return {pool.name: blocks * int(self._quotas[p]) + int(last[p]) for p, pool in enumerate(self._pools)}
+
     # ---- step -> tokens -> documents -------------------------------------------------------------
 
     def batch(self, step: int, row_start: int = 0, row_end: int | None = None) -> list[Instance]:

@@ -1,0 +1,1 @@
+"""Releases: assembled from a run, signed, and put on a hub or in a store."""
