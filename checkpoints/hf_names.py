@@ -14,7 +14,7 @@ from torch import Tensor
 
 from olmo_train.config.model import Gate, ModelConfig, MoEConfig, Norm, NormOrder, QKNorm, YarnConfig
 from olmo_train.errors import ConfigError
-from olmo_train.model.shapes import ParamShape, d_head, n_kv_heads, param_shapes, vocab_rows, window_of_layer
+from olmo_train.model.shapes import ParamShape, d_head, n_kv_heads, param_shapes, stacked_rows, vocab_rows, window_of_layer
 
 ARCHITECTURES = {
     "olmoe": "OlmoeForCausalLM", "olmo": "OlmoForCausalLM", "olmo2": "Olmo2ForCausalLM", "olmo3": "Olmo3ForCausalLM",
@@ -80,7 +80,8 @@ def to_hf(params: Mapping[str, Tensor], model: ModelConfig, layout: str = "files
             params[shape.name].unbind(0) if len(names) > 1 or "{e}" in str(_EXPERTS.get(shape.name)) else [params[shape.name]]
         )
         for value, group in zip(per_expert, names, strict=True):
-            for name, part in zip(group, value.split(_row_sizes(shape, model, len(group), value.shape[0])), strict=True):
+            rows = part_rows(shape, model) if len(group) > 1 else (value.shape[0],)
+            for name, part in zip(group, value.split(rows), strict=True):
                 out[name] = part
     return out
 
@@ -111,11 +112,9 @@ def from_hf(params: Mapping[str, Tensor], model: ModelConfig, layout: str = "fil
     return out
 
 
-def _row_sizes(shape: ParamShape, model: ModelConfig, parts: int, rows: int) -> list[int]:
-    if parts == 3:  # q, k, v
-        c, g = d_head(model), n_kv_heads(model)
-        return [model.n_heads * c, g * c, g * c]
-    return [rows // parts] * parts
+def part_rows(shape: ParamShape, model: ModelConfig) -> tuple[int, ...]:
+    """Rows of each tensor of theirs that one of our matrices (of an expert, where experts are stacked) is made of."""
+    return stacked_rows(shape.name, shape.shape, model) or shape.shape
 
 
 # ---- configs -----------------------------------------------------------------------------------------------------------
@@ -214,23 +213,16 @@ def model_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     kind = values.get("model_type")
     if kind not in ARCHITECTURES:
         raise ConfigError(f"model_type={kind} is not one of {', '.join(ARCHITECTURES)}")
-    reasons = []
+    wanted = ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size"]
+    wanted += ["num_experts", "num_experts_per_tok"] if kind == "olmoe" else []
+    reasons = [f"{name} is missing" for name in wanted if name not in values]
+    if reasons:
+        raise ConfigError(reasons)
     if values.get("attention_bias") or values.get("hidden_act", "silu") != "silu":
         reasons.append("attention_bias and an activation other than silu are not supported")
-    rope = dict(values.get("rope_parameters") or {})
-    rope = dict(rope.get("full_attention", rope)) | dict(values.get("rope_scaling") or {})
-    theta = rope.get("rope_theta") or values.get("rope_theta") or (500_000.0 if kind == "olmo3" else 10_000.0)
-    yarn = None
-    if rope.get("rope_type", "default") == "yarn":
-        yarn = YarnConfig(
-            rope["factor"],
-            rope["original_max_position_embeddings"],
-            rope.get("beta_fast", 32.0),
-            rope.get("beta_slow", 1.0),
-        )
-        yarn.attention_factor = rope.get("attention_factor")
-    elif rope.get("rope_type", "default") != "default":
-        reasons.append(f"rope_type={rope['rope_type']} is not supported")
+    if values.get("quantization_config"):
+        reasons.append("quantization_config: the weights are quantised; take the folder they were quantised from")
+    theta, yarn = _rope_from_hf(values, reasons)
     every = _full_attention_every(values, reasons) if kind == "olmo3" else 4
     if reasons:
         raise ConfigError(reasons)
@@ -238,13 +230,45 @@ def model_from_hf(values: Mapping[str, Any]) -> ModelConfig:
         d_model=values["hidden_size"], n_layers=values["num_hidden_layers"], n_heads=values["num_attention_heads"],
         n_kv_heads=values.get("num_key_value_heads"), d_head=values.get("head_dim"), vocab_size=values["vocab_size"],
         d_ff=None if kind == "olmoe" else values["intermediate_size"], tie_embeddings=values.get("tie_word_embeddings", False),
-        norm=Norm.LAYER_NORM_PLAIN if kind == "olmo" else Norm.RMS, norm_eps=values.get("rms_norm_eps", 1e-5),
+        norm=Norm.LAYER_NORM_PLAIN if kind == "olmo" else Norm.RMS,
+        norm_eps=1e-5 if kind == "olmo" else values.get("rms_norm_eps", 1e-5),
         norm_order=NormOrder.POST if kind in ("olmo2", "olmo3") else NormOrder.PRE,
         qk_norm=QKNorm.NONE if kind == "olmo" else QKNorm.FULL,
-        clip_qkv=values.get("clip_qkv"), rope_theta=float(theta), rope_yarn=yarn, full_attention_every=every,
-        sliding_window=values.get("sliding_window") if kind == "olmo3" else None,
-        moe=_moe_from_hf(values) if kind == "olmoe" else None,
+        clip_qkv=values.get("clip_qkv") if kind in ("olmoe", "olmo") else None, rope_theta=theta, rope_yarn=yarn,
+        full_attention_every=every, sliding_window=values.get("sliding_window", 4096) if kind == "olmo3" else None,
+        init_std=values.get("initializer_range", 0.02), moe=_moe_from_hf(values) if kind == "olmoe" else None,
     )  # fmt: skip
+
+
+def _rope_from_hf(values: Mapping[str, Any], reasons: list[str]) -> tuple[float, YarnConfig | None]:
+    """(theta, YaRN) of `rope_parameters`, or of `rope_theta` and `rope_scaling` as before transformers 5."""
+    rope = dict(values.get("rope_parameters") or {})
+    windowed = rope.get("sliding_attention") or {}
+    rope = dict(rope.get("full_attention", rope)) | dict(values.get("rope_scaling") or {})
+    default = 500_000.0 if values["model_type"] == "olmo3" else 10_000.0
+    theta = float(rope.get("rope_theta") or values.get("rope_theta") or default)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if windowed.get("rope_type", "default") != "default" or float(windowed.get("rope_theta") or theta) != theta:
+        reasons.append(
+            f"rope_parameters.sliding_attention={windowed}: windowed layers rotate plainly, with the theta of the others"
+        )
+    if kind not in ("default", "yarn"):
+        reasons.append(f"rope_type={kind} is not supported")
+        return theta, None
+    known = ["rope_type", "type", "rope_theta"]
+    if kind == "yarn":
+        known += ["factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"]
+    harmless = {"partial_rotary_factor": 1.0, "truncate": True}
+    odd = {name: value for name, value in rope.items() if name not in known and value not in (None, harmless.get(name))}
+    reasons += [f"rope {name}={value} is not supported" for name, value in odd.items()]
+    if kind == "default":
+        return theta, None
+    original = rope.get("original_max_position_embeddings") or values.get("max_position_embeddings")
+    if rope.get("factor") is None or original is None:
+        reasons.append("rope_type=yarn without factor and original_max_position_embeddings")
+        return theta, None
+    betas = rope.get("beta_fast") or 32.0, rope.get("beta_slow") or 1.0
+    return theta, YarnConfig(float(rope["factor"]), original, float(betas[0]), float(betas[1]), rope.get("attention_factor"))
 
 
 def _moe_from_hf(values: Mapping[str, Any]) -> MoEConfig:
@@ -256,6 +280,8 @@ def _moe_from_hf(values: Mapping[str, Any]) -> MoEConfig:
 
 def _full_attention_every(values: Mapping[str, Any], reasons: list[str]) -> int:
     types = values.get("layer_types") or []
+    if types and len(types) != values["num_hidden_layers"]:
+        reasons.append(f"layer_types has {len(types)} entries, num_hidden_layers={values['num_hidden_layers']}")
     full = [i + 1 for i, kind in enumerate(types) if kind == "full_attention"]
     every = full[0] if full else (values["num_hidden_layers"] + 1 if types else 4)
     if types and full != list(range(every, len(types) + 1, every)):

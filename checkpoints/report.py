@@ -1,15 +1,13 @@
 """What a run reached, what lies where, and what to try next: `olmo report runs/demo`."""
 
 import argparse
-import json
 import shlex
-import string
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from checkpoints.catalog import StepInfo, find_steps
+from checkpoints.overrides import differences, hydra_word
 from checkpoints.run_files import read_lines
 from data_tools.run_order import open_run
 from data_tools.unigram import entropy, unigram_counts
@@ -23,8 +21,6 @@ from olmo_train.schema import load_config, read_yaml, to_plain
 
 MAX_TOKENS = 50_000_000
 """Read for the unigram entropy; more changes its second decimal at most."""
-PLAIN = frozenset(string.ascii_letters + string.digits + "/._-+")
-"""Characters of a word that needs no quotes in an override."""
 
 
 def main(argv: list[str]) -> None:
@@ -114,45 +110,20 @@ def _next_commands(folder: Path, run: TrainConfig, steps: list[StepInfo]) -> lis
 def _anneal(run: TrainConfig, steps: list[StepInfo]) -> list[str]:
     """Overrides of an anneal of ten steps on one rank; a checkpoint that stopped at a rate of zero has nothing to anneal."""
     best = next((info for info in reversed(steps) if info.lr > 0), steps[-1])
-    words = [f"run_name={_hydra(f'{run.run_name}_anneal')}", "experiment=anneal", f"load.path={_hydra(str(best.path))}"]
+    words = [f"run_name={hydra_word(f'{run.run_name}_anneal')}", "experiment=anneal", f"load.path={hydra_word(str(best.path))}"]
     words.append(f"max_tokens={10 * run.data.global_batch_size}")
     base, kept = to_plain(load_config("train", TrainConfig, words)), to_plain(run)
     for section, name in (("optim", "lr"), ("optim", "schedule"), ("parallel", "shard_size")):
         kept[section][name] = base[section][name]
     if run.run_dir != f"runs/{run.run_name}":
-        words.append(f"run_dir={_hydra(f'{run.run_dir}_anneal')}")
+        words.append(f"run_dir={hydra_word(f'{run.run_dir}_anneal')}")
     if best.lr == 0:
         words.append(f"optim.lr={read_state(best.path)['peak_lr']}")
     if run.eval.eval_every is None:
         words.append("eval.eval_every=null")
     for section in ("model", "data", "optim", "parallel"):
-        words += _differences(kept[section], base[section], section)
+        words += differences(kept[section], base[section], section)
     return words
-
-
-def _differences(wanted: Any, base: Any, name: str) -> Iterator[str]:
-    """Overrides that make `wanted` of `base`."""
-    if isinstance(wanted, dict) and isinstance(base, dict):
-        for key in wanted:
-            yield from _differences(wanted[key], base.get(key), f"{name}.{key}")
-        yield from (f"~{name}.{key}" for key in base if key not in wanted)
-    elif wanted != base:
-        yield f"{name}={_hydra(wanted)}"
-
-
-def _hydra(value: Any) -> str:
-    """A value in the grammar of Hydra's command line."""
-    match value:
-        case dict():
-            return "{" + ", ".join(f"{key}: {_hydra(entry)}" for key, entry in value.items()) + "}"
-        case list():
-            return "[" + ", ".join(_hydra(entry) for entry in value) + "]"
-        case str() if not set(value) <= PLAIN:
-            return json.dumps(value, ensure_ascii=False)
-        case None | bool():
-            return json.dumps(value)
-        case _:
-            return str(value)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ manifest, syncs, and gives the folder its name. Nothing is sent between ranks, s
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from olmo_train.errors import CheckpointError
-from olmo_train.files import write_atomic
+from olmo_train.files import sync_folder, write_atomic
 from olmo_train.step_folder import MANIFEST, step_name
 
 FORMAT = "olmo_train.step"
@@ -49,6 +50,42 @@ class Shard:
     start: int
     shape: tuple[int, ...]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the tensor."""
+        return self.tensor.dtype
+
+    @property
+    def stop(self) -> int:
+        """The row after the last."""
+        return self.start + len(self.tensor)
+
+    def pieces(self) -> Iterable[Tensor]:
+        """The tensor in one."""
+        return [self.tensor]
+
+
+@dataclass(frozen=True)
+class StreamedShard:
+    """A shard that is read only while it is written, so that memory holds a piece of one tensor."""
+
+    dtype: torch.dtype
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterable[Tensor]]
+    """Consecutive rows from `start` to `stop`."""
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """What a file became."""
+
+    bytes: int
+    sha256: str
+    tensors: dict[str, str]
+    """SHA-256 of the raw bytes of each tensor, if they were asked for."""
+
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
@@ -58,7 +95,7 @@ def temporary_folder(steps: Path, step: int, attempt: str) -> Path:
     return steps / f".{step_name(step)}.tmp-{attempt}"
 
 
-def write_rank(folder: Path, rank: int, n_ranks: int, groups: Mapping[str, Mapping[str, Shard]]) -> None:
+def write_rank(folder: Path, rank: int, n_ranks: int, groups: Mapping[str, Mapping[str, Shard | StreamedShard]]) -> None:
     """Write one file per group ("model", "optim", "rng") with this rank's shards, then the record of them.
 
     Raises:
@@ -70,16 +107,12 @@ def write_rank(folder: Path, rank: int, n_ranks: int, groups: Mapping[str, Mappi
         folder.mkdir(parents=True, exist_ok=True)
         for group, shards in groups.items():
             name = f"{group}-{rank:05d}-of-{n_ranks:05d}.safetensors"
-            kept = {key: shard for key, shard in shards.items() if shard.tensor.numel()}
-            record["files"][name] = _write_safetensors(folder / name, kept)
+            kept = {key: s for key, s in shards.items() if s.stop > s.start and 0 not in s.shape[1:]}
+            specs = {key: (s.dtype, (s.stop - s.start, *s.shape[1:])) for key, s in kept.items()}
+            written = write_safetensors(folder / name, specs, (piece for s in kept.values() for piece in s.pieces()))
+            record["files"][name] = {"bytes": written.bytes, "sha256": written.sha256}
             record["tensors"][group] = {
-                key: {
-                    "dtype": DTYPE_NAMES[s.tensor.dtype],
-                    "shape": list(s.shape),
-                    "file": name,
-                    "start": s.start,
-                    "stop": s.start + len(s.tensor),
-                }
+                key: {"dtype": DTYPE_NAMES[s.dtype], "shape": list(s.shape), "file": name, "start": s.start, "stop": s.stop}
                 for key, s in kept.items()
             }
         name = _record_name(rank)
@@ -129,11 +162,11 @@ def commit(
         write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
         for rank in range(n_ranks):
             (folder / _record_name(rank)).unlink()
-        _sync_folder(folder)
+        sync_folder(folder)
         if final.exists():
             raise CheckpointError(f"{final} exists already; a step folder is never overwritten: move it away")
         os.rename(folder, final)
-        _sync_folder(final.parent)
+        sync_folder(final.parent)
     except OSError as error:
         raise CheckpointError(f"{error.filename or folder}: {error.strerror or error}; the step was not saved") from error
     return True
@@ -156,28 +189,54 @@ def _merge(tensors: dict[str, Any], entries: Mapping[str, Any]) -> None:
         whole["shards"].append({name: entry[name] for name in ("file", "start", "stop")})
 
 
-def _write_safetensors(path: Path, shards: Mapping[str, Shard]) -> dict[str, Any]:
-    """Write a safetensors file, hashing on the way. (The library's writer hashes nothing and would need a second pass.)"""
-    header: dict[str, Any] = {}
+def write_safetensors(
+    path: Path,
+    specs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    pieces: Iterable[Tensor],
+    metadata: Mapping[str, str] | None = None,
+    hash_tensors: bool = False,
+) -> WrittenFile:
+    """Write a safetensors file, hashing on the way. (The library's writer wants all tensors in memory and hashes nothing.)
+
+    Args:
+        specs: dtype and shape of each tensor, known before any is read.
+        pieces: consecutive rows of the first tensor until it is whole, then of the next; an iterator may go on for another file.
+        hash_tensors: also hash each tensor by itself.
+    """
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     offset = 0
-    for key, shard in shards.items():
-        size = shard.tensor.numel() * shard.tensor.element_size()
-        header[key] = {
-            "dtype": DTYPE_NAMES[shard.tensor.dtype],
-            "shape": list(shard.tensor.shape),
-            "data_offsets": [offset, offset + size],
-        }
+    for key, (dtype, shape) in specs.items():
+        size = math.prod(shape) * dtype.itemsize
+        header[key] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
+    digest, tensors, source = hashlib.sha256(), {}, iter(pieces)
     with open(path, "wb") as file:
-        for data in (len(text).to_bytes(8, "little"), text, *(_bytes(s.tensor) for s in shards.values())):
+        for data in (len(text).to_bytes(8, "little"), text):
             file.write(data)
             digest.update(data)
+        for key, (dtype, shape) in specs.items():
+            own = hashlib.sha256()
+            for data in _buffers(source, key, dtype, math.prod(shape) * dtype.itemsize):
+                file.write(data)
+                digest.update(data)
+                if hash_tensors:
+                    own.update(data)
+            tensors[key] = own.hexdigest()
         file.flush()
         os.fsync(file.fileno())
-    return {"bytes": 8 + len(text) + offset, "sha256": digest.hexdigest()}
+    return WrittenFile(8 + len(text) + offset, digest.hexdigest(), tensors if hash_tensors else {})
+
+
+def _buffers(source: Iterator[Tensor], key: str, dtype: torch.dtype, size: int) -> Iterator[Any]:
+    """The memory of the pieces of one tensor."""
+    while size > 0:
+        piece = next(source)
+        size -= piece.numel() * piece.element_size()
+        assert piece.dtype == dtype, f"{key}: {piece.dtype}, announced as {dtype}"
+        assert size >= 0, f"{key}: its pieces are longer than announced"
+        yield _bytes(piece)
 
 
 def _bytes(tensor: Tensor) -> Any:
@@ -185,33 +244,25 @@ def _bytes(tensor: Tensor) -> Any:
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a step folder.
+def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
+    """The manifest of a step folder; `name`: of a copy of it elsewhere.
 
     Raises:
         CheckpointError: there is none (the save never finished), or it is not ours.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / name).read_text())
     except FileNotFoundError:
         raise CheckpointError(
-            f"{folder} has no {MANIFEST}: not a finished step folder; see the finished ones with `olmo checkpoints list`"
+            f"{folder} has no {name}: not a finished step folder; see the finished ones with `olmo checkpoints list`"
         ) from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / MANIFEST} cannot be read: {error}") from error
+        raise CheckpointError(f"{folder / name} cannot be read: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
-        raise CheckpointError(f"{folder / MANIFEST} is not of format {FORMAT} version {VERSION}")
+        raise CheckpointError(f"{folder / name} is not of format {FORMAT} version {VERSION}")
     return manifest
 
 

@@ -258,7 +258,13 @@ def _rest(run: TrainConfig) -> Iterator[str]:
     if run.eval.tasks and run.eval.eval_every is None:
         yield "eval.tasks is set, but with eval.eval_every=null they never run; give eval.eval_every"
     if run.load is not None and not Path(run.load.path, "manifest.json").is_file():
-        yield f"load.path={run.load.path} is not a step folder (it has no manifest.json); e.g. runs/base/steps/step00001000"
+        is_other = Path(run.load.path, "config.json").is_file()
+        remedy = (
+            f"`olmo convert {run.load.path} FOLDER --to step` makes one of it"
+            if is_other
+            else "e.g. runs/base/steps/step00001000"
+        )
+        yield f"load.path={run.load.path} is not a step folder (it has no manifest.json); {remedy}"
     if "/" in run.run_name or run.run_name in ("", ".", ".."):
         yield f"run_name={run.run_name!r} must be a plain folder name; set run_dir to write elsewhere"
 

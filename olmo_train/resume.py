@@ -136,8 +136,14 @@ def load_weights(live: Live, folder: Path, with_moments: bool) -> dict[str, Any]
 
     Raises:
         CheckpointError: the folder belongs to another model, or has the moments of another optimizer.
+        ConfigError: the moments are wanted and the folder has none.
     """
     manifest, state = checkpoint.read_manifest(folder), checkpoint.read_state(folder)
+    if with_moments and "optim" not in manifest["tensors"]:
+        raise ConfigError(
+            f"load.optimizer_state=true (the default), but {folder} holds no optimizer state: it comes from weights alone; "
+            f"begin a run with load.path={folder} load.optimizer_state=false"
+        )
     rows = {name: weight.rows for name, weight in live.weights.items()}
     for name, weight in live.weights.items():
         shape = manifest["tensors"]["model"].get(name, {}).get("shape")

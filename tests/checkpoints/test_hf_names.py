@@ -1,10 +1,12 @@
 """What Hugging Face's classes cannot express is refused with every reason."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from checkpoints.hf_names import from_hf, hf_model_type, model_from_hf
-from olmo_train.config.model import ModelConfig, MoEConfig, Norm, QKNorm
+from olmo_train.config.model import ModelConfig, MoEConfig, Norm, QKNorm, YarnConfig
 from olmo_train.config.train import TrainConfig
 from olmo_train.errors import ConfigError
 from olmo_train.schema import load_config
@@ -77,6 +79,54 @@ def test_foreign_configs_are_refused() -> None:
     odd = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
     with pytest.raises(ConfigError, match=r"layer_types has full attention at layers \[1, 4\], not at every k-th"):
         model_from_hf({**base, "layer_types": odd})
+
+
+BASE = {
+    "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 9, "intermediate_size": 8,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"model_type": "olmoe"}, ["num_experts is missing", "num_experts_per_tok is missing"]),
+        ({"model_type": "olmo2", "quantization_config": {"bits": 4}}, ["quantization_config: the weights are quantised"]),
+        ({"model_type": "olmo2", "hidden_act": "gelu"}, ["an activation other than silu"]),
+        ({"model_type": "olmo2", "rope_parameters": {**YARN, "mscale": 0.7}}, ["rope mscale=0.7 is not supported"]),
+        ({"model_type": "olmo2", "rope_parameters": {**YARN, "truncate": False}}, ["rope truncate=False is not supported"]),
+        ({"model_type": "olmo2", "rope_parameters": {"partial_rotary_factor": 0.5}}, ["rope partial_rotary_factor=0.5 is not"]),
+        ({"model_type": "olmo2", "rope_parameters": {"rope_type": "yarn"}}, ["rope_type=yarn without factor"]),
+        ({"model_type": "olmo3", "layer_types": ["full_attention"]}, ["layer_types has 1 entries, num_hidden_layers=2"]),
+        ({"model_type": "olmo3", "rope_parameters": {"full_attention": YARN, "sliding_attention": YARN}},
+         ["rope_parameters.sliding_attention", "windowed layers rotate plainly"]),
+        ({"model_type": "olmo3", "rope_parameters": {"full_attention": {"rope_theta": 1e4}, "sliding_attention": {"rope_theta": 5.0}}},
+         ["with the theta of the others"]),
+    ],
+)  # fmt: skip
+def test_what_a_config_asks_for_beyond_ours_is_refused(values: dict[str, Any], reason: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        model_from_hf({**BASE, **values})
+    assert all(part in str(caught.value) for part in reason), str(caught.value)
+
+
+def test_configs_of_before_transformers_5_are_read() -> None:
+    older = {"model_type": "olmo3", "rope_theta": 7e4, "rope_scaling": {**YARN, "attention_factor": 1.2}, "sliding_window": 5}
+    model = model_from_hf({**BASE, **older, "layer_types": ["sliding_attention", "full_attention"]})
+    assert model.rope_theta == 7e4
+    assert model.rope_yarn == YarnConfig(4.0, 16, attention_factor=1.2)
+    assert (model.sliding_window, model.full_attention_every) == (5, 2)
+    plain = model_from_hf({**BASE, "model_type": "olmoe", "num_experts": 4, "num_experts_per_tok": 2, "rope_scaling": None})
+    assert (plain.rope_theta, plain.rope_yarn, plain.norm_eps) == (1e4, None, 1e-5)
+    with_default_window = model_from_hf({**BASE, "model_type": "olmo3"})
+    assert (with_default_window.sliding_window, with_default_window.rope_theta) == (4096, 5e5)
+
+
+def test_values_a_class_ignores_are_ignored() -> None:
+    assert model_from_hf({**BASE, "model_type": "olmo2", "clip_qkv": 8.0}).clip_qkv is None
+    assert model_from_hf({**BASE, "model_type": "olmo", "rms_norm_eps": 0.1}).norm_eps == 1e-5
+    assert model_from_hf({**BASE, "model_type": "olmo", "clip_qkv": 8.0}).clip_qkv == 8.0
 
 
 def test_a_checkpoint_that_does_not_fit_is_named_tensor_by_tensor() -> None:

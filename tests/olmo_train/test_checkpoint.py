@@ -1,18 +1,22 @@
 """A step folder is complete or absent, checksummed, and readable under any other sharding."""
 
+import hashlib
 import json
 import os
 import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from olmo_train.checkpoint import (
     Shard,
+    StreamedShard,
     commit,
     load_rows,
     read_manifest,
@@ -21,6 +25,7 @@ from olmo_train.checkpoint import (
     temporary_folder,
     verify_files,
     write_rank,
+    write_safetensors,
 )
 from olmo_train.errors import CheckpointError
 from olmo_train.step_folder import MANIFEST, list_steps, step_name
@@ -71,6 +76,43 @@ def test_its_files_are_plain_safetensors_and_json(tmp_path: Path) -> None:
     assert read_state(folder) == {"step": 7}
     assert not list(folder.glob("rank-*"))
     assert {p.suffix for p in folder.iterdir()} == {".safetensors", ".json", ".yaml"}  # and nothing a reader must unpickle
+
+
+def test_shards_read_while_they_are_written_make_the_same_files(tmp_path: Path) -> None:
+    tensors, alive = TENSORS["model"], []
+
+    def streamed(tensor: Tensor) -> StreamedShard:
+        def pieces() -> Iterator[Tensor]:
+            for start in range(0, len(tensor), 2):
+                alive.append(start)
+                yield tensor[start : start + 2]
+
+        return StreamedShard(tensor.dtype, 0, len(tensor), tuple(tensor.shape), pieces)
+
+    write_rank(tmp_path / "a", 0, 1, {"model": {name: Shard(tensor, 0, tuple(tensor.shape)) for name, tensor in tensors.items()}})
+    write_rank(tmp_path / "b", 0, 1, {"model": {name: streamed(tensor) for name, tensor in tensors.items()}})
+    assert len(alive) == 5 + 3 + 1
+    for name in ("model-00000-of-00001.safetensors", "rank-00000.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_one_source_of_pieces_goes_on_from_file_to_file(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(12.0).view(4, 3), "b": torch.randn(2, 5).bfloat16(), "c": torch.ones(7)}
+    source = iter([tensors["a"][:1], tensors["a"][1:], tensors["b"], tensors["c"][:3], tensors["c"][3:]])
+    specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    for file, names in (("one", ["a", "b"]), ("two", ["c"])):
+        written = write_safetensors(tmp_path / file, {name: specs[name] for name in names}, source, {"format": "pt"}, True)
+        data = (tmp_path / file).read_bytes()
+        assert (written.bytes, written.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+        loaded = load_file(tmp_path / file)
+        assert list(written.tensors) == names
+        for name in names:
+            assert torch.equal(loaded[name], tensors[name])
+            raw = tensors[name].contiguous().view(torch.uint8).numpy().tobytes()
+            assert written.tensors[name] == hashlib.sha256(raw).hexdigest()
+    assert safe_open(str(tmp_path / "one"), "pt").metadata() == {"format": "pt"}
+    assert next(source, None) is None
+    assert write_safetensors(tmp_path / "three", {}, []).tensors == {}
 
 
 def test_nothing_has_the_name_before_it_is_whole(tmp_path: Path) -> None:

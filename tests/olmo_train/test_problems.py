@@ -164,6 +164,12 @@ def test_a_run_without_sources_is_told_how_to_give_one(tmp_path: Path) -> None:
     assert "data.sources is empty; give a source, e.g. data.sources.web.path=shards/web" in find_problems(run, 1)
 
 
+def test_a_folder_of_transformers_is_told_how_to_become_a_step_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    found = find(["run_name=x", f"load.path={tmp_path}"], 1)
+    assert any(f"`olmo convert {tmp_path} FOLDER --to step` makes one of it" in problem for problem in found), found
+
+
 def test_all_problems_come_at_once() -> None:
     found = find(["run_name=x", "model.d_model=130", "optim.lr=-1", "data.micro_batch_size=300", "parallel.shard_size=3"], 4)
     assert len(found) == 5  # the micro-batch also spoils the global batch

@@ -92,6 +92,23 @@ def test_a_checkpoint_at_learning_rate_zero_cannot_be_annealed(shards: Path, tmp
         run_training(overrides)
 
 
+def test_moments_that_a_step_folder_does_not_hold_are_not_taken_for_granted(shards: Path, tmp_path: Path) -> None:
+    run_training(small(shards, tmp_path / "base"))
+    folder = tmp_path / "base/steps/step00000005"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for group in ("optim", "rng"):
+        (folder / f"{group}-00000-of-00001.safetensors").unlink()
+        del manifest["tensors"][group], manifest["files"][f"{group}-00000-of-00001.safetensors"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    words = small(shards, tmp_path / "next", f"load.path={folder}", "stop_at_step=1")
+    with pytest.raises(
+        AssertionError, match=r"load\.optimizer_state=true \(the default\), but .* holds no optimizer state.*=false"
+    ):
+        run_training(words)
+    run_training([*words, "load.optimizer_state=false"])
+    assert read_state(tmp_path / "next/steps/step00000001")["optimizer_steps"] == 1
+
+
 # ---- what a changed config or data gets ------------------------------------------------------------------------------------
 
 
