@@ -48,6 +48,17 @@ def parse_revision(name: str) -> tuple[int, int, int] | None:
     return (int(match[1]), int(match[2]), int(match[3])) if match else None
 
 
+def is_optimizer_file(path: str) -> bool:
+    """Whether a path of a release, or the name of a file of a step folder, is of the optimizer or random states."""
+    return path.removeprefix(f"{TRAINING}/").startswith(("optim-", "rng-"))
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Those that are names of revisions, by stage and step."""
+    parsed = sorted((place, name) for name in names if (place := parse_revision(name)))
+    return [name for _, name in parsed]
+
+
 @dataclass
 class Release:
     """`release.json`: what a revision is, in facts that can be checked."""

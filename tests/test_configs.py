@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints.publish.command import PublishConfig
 from data_tools.gather_text import GatherConfig
 from data_tools.tokenize_corpus import TokenizeConfig
 from data_tools.train_tokenizer import TokenizerConfig
@@ -42,6 +43,7 @@ def test_every_option_composes_without_a_problem(option: str) -> None:
         ("gather", GatherConfig, []),
         ("tokenizer", TokenizerConfig, ["documents=[x]", "output=y"]),
         ("tokenize", TokenizeConfig, ["documents=[x]", "tokenizer=y", "output=z"]),
+        ("publish", PublishConfig, ["run=x", "target=y"]),
         ("manifest", ManifestConfig, ["sources={a: [b]}", "folder=c", "dtype=uint16", "vocab_size=10"]),
     ],
 )

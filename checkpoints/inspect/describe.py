@@ -80,7 +80,7 @@ def describe(checkpoint: Checkpoint, with_tensors: bool = False) -> Description:
         checkpoint.where, kind, _identity(checkpoint, release), flat(to_plain(checkpoint.model)),
         {"total": counts.total, "active": counts.active}, parameters_by_kind(checkpoint.model, dict(weights.shapes)),
         dict(Counter(DTYPE_NAMES[weights.dtype(name)] for name in weights.shapes)), _training(checkpoint), _data(checkpoint),
-        _evaluations(checkpoint, release), _has_optimizer(checkpoint), _files(checkpoint.folder),
+        _evaluations(checkpoint, release), _has_optimizer(checkpoint, release), _files(checkpoint.folder),
         of_each(lambda name: tensor_stats(checkpoint, name), list(weights.shapes)) if with_tensors else None,
     )  # fmt: skip
 
@@ -181,7 +181,9 @@ def _evaluations(checkpoint: Checkpoint, release: Release | None) -> list[Evalua
     return [entry for entry in read_evaluations(checkpoint.folder.parent.parent) if entry.step == checkpoint.step]
 
 
-def _has_optimizer(checkpoint: Checkpoint) -> bool:
+def _has_optimizer(checkpoint: Checkpoint, release: Release | None) -> bool:
+    if release is not None:
+        return release.has_optimizer  # its files may have been left where they are
     try:
         MomentWeights.of(checkpoint)
     except ConfigError:

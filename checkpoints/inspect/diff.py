@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     if args.top < 0:
         raise ConfigError(f"--top={args.top} must not be negative")
     check_target(args.json)
-    difference = compare(open_named(args.a), open_named(args.b), args.optimizer)
+    difference = compare(open_named(args.a, args.optimizer), open_named(args.b, args.optimizer), args.optimizer)
     if args.json is not None:
         write_json(args.json, to_json(difference))
     print("\n".join(lines(difference, args.top)))

@@ -54,7 +54,7 @@ def releases_of(where: str) -> list[tuple[int, str]]:
     return [(parts[1], prefix + revision) for revision, parts in parsed if parts is not None]
 
 
-def open_named(where: str) -> Checkpoint:
+def open_named(where: str, with_optimizer: bool = False) -> Checkpoint:
     """`open_checkpoint`, where `runs/first@STEP` is a step of a run.
 
     Raises:
@@ -63,4 +63,4 @@ def open_named(where: str) -> Checkpoint:
     run, at, step = where.rpartition("@")
     if at and step.isdigit() and not Path(where).exists() and is_run(run):
         return open_checkpoint(run, int(step))
-    return open_checkpoint(where)
+    return open_checkpoint(where, with_optimizer=with_optimizer)

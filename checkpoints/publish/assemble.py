@@ -21,7 +21,7 @@ from checkpoints.publish.parent import parent_of
 from checkpoints.publish.plots import History, draw_plots, require_matplotlib
 from checkpoints.publish.signature import read_private_key, sign_release
 from checkpoints.publish.training_files import copy_lines, hash_of, redact, training_texts
-from checkpoints.release import MANIFEST, SIGNATURE, TRAINING, UNLISTED, Release, revision_name, weights_digest
+from checkpoints.release import MANIFEST, SIGNATURE, TRAINING, UNLISTED, Release, is_optimizer_file, revision_name, weights_digest
 from checkpoints.run_files import Evaluation, read_evaluations
 from olmo_train.checkpoint import DTYPES, read_manifest, verify_files
 from olmo_train.config.train import TrainConfig
@@ -84,7 +84,7 @@ def _open(run: Path, step: int, folder: Path, options: AssembleOptions) -> Check
     checkpoint = open_step_folder(resolve_step(run, step))
     hf_model_type(checkpoint.model)
     manifest = read_manifest(checkpoint.folder)
-    damaged = verify_files(checkpoint.folder, manifest, [name for name in manifest["files"] if not _is_state(name)])
+    damaged = verify_files(checkpoint.folder, manifest, [name for name in manifest["files"] if not is_optimizer_file(name)])
     damaged += _wrong_sizes(checkpoint.folder, manifest) if options.optimizer_state else []
     if damaged:
         raise CheckpointError("\n".join([*damaged, f"step {step} of {run} is damaged; publish another, or restore it"]))
@@ -105,14 +105,10 @@ def _check_key(file: Path | None) -> None:
         read_private_key(file)
 
 
-def _is_state(name: str) -> bool:
-    return name.startswith(("optim-", "rng-"))
-
-
 def _wrong_sizes(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
     for name, entry in manifest["files"].items():
         path = folder / name
-        if _is_state(name) and (not path.exists() or path.stat().st_size != entry["bytes"]):
+        if is_optimizer_file(name) and (not path.exists() or path.stat().st_size != entry["bytes"]):
             found = f"{path.stat().st_size} bytes" if path.exists() else "missing"
             yield f"{path}: {found}, the manifest says {entry['bytes']}"
 
@@ -206,7 +202,7 @@ class _Assembly:
     def _optimizer_state(self) -> None:
         """Linked where the file system can: it may be three times the weights. Their hashes are those of the step folder."""
         for name, entry in read_manifest(self.checkpoint.folder)["files"].items():
-            if _is_state(name):
+            if is_optimizer_file(name):
                 source, target = self.checkpoint.folder / name, self.folder / TRAINING / name
                 try:
                     os.link(source, target)
