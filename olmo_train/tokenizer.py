@@ -78,3 +78,19 @@ class Tokenizer:
             if token not in special:
                 table[number] = len(token.encode("utf-8")) if token in added else len(token)
         return table
+
+    def id_bytes(self) -> list[bytes] | None:
+        """The bytes that `decode` joins, by id below vocab_size; none for an id without a token. None if not byte-level.
+
+        Source: `tokenizers`, ByteLevel's decoder: a token with a character outside the table stands for its own UTF-8.
+        """
+        if not isinstance(self._tokenizer.decoder, decoders.ByteLevel):
+            return None
+        visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+        hidden = [byte for byte in range(256) if byte not in visible]
+        table = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+        found = [b""] * self.vocab_size
+        for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            is_plain = all(char in table for char in token)
+            found[number] = bytes(table[char] for char in token) if is_plain else token.encode()
+        return found

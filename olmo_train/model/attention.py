@@ -26,6 +26,14 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, rotation: Rotation, mask: Mask) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         b, t, _ = x_BTD.shape
+        q_BTHC, k_BTGC, v_BTGC = self.project(x_BTD)
+        q_BTHC, k_BTGC = rotate(q_BTHC, rotation), rotate(k_BTGC, rotation)
+        out_BTHC = attention(q_BTHC, k_BTGC, v_BTGC, mask, self.backend)
+        return self.w_out(out_BTHC.reshape(b, t, self.h * self.c))
+
+    def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, T, H, C), keys and values (B, T, G, C), normed and clipped; not yet turned."""
+        b, t, _ = x_BTD.shape
         q, k, v = self.w_qkv(x_BTD).split([self.h * self.c, self.g * self.c, self.g * self.c], -1)
         if self.qk_norm == QKNorm.FULL:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -38,6 +46,4 @@ class Attention(nn.Module):
         )
         if self.qk_norm == QKNorm.HEAD:
             q_BTHC, k_BTGC = self.q_norm(q_BTHC), self.k_norm(k_BTGC)
-        q_BTHC, k_BTGC = rotate(q_BTHC, rotation), rotate(k_BTGC, rotation)
-        out_BTHC = attention(q_BTHC, k_BTGC, v_BTGC, mask, self.backend)
-        return self.w_out(out_BTHC.reshape(b, t, self.h * self.c))
+        return q_BTHC, k_BTGC, v_BTGC

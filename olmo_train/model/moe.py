@@ -56,11 +56,18 @@ class Router(nn.Module):
         scores for sigmoid gates.
         """
         logits_NE = nn.functional.linear(x_ND, self.weight).float()
-        if self.gate == Gate.SOFTMAX:
-            scores_NE = probs_NE = logits_NE.softmax(-1)
-        else:
-            scores_NE = logits_NE.sigmoid()
-            probs_NE = scores_NE / scores_NE.sum(-1, keepdim=True)
+        scores_NE = self.scores(logits_NE)
+        gates_NK, expert_ids_NK = self.choose(logits_NE, scores_NE)
+        probs_NE = scores_NE if self.gate == Gate.SOFTMAX else scores_NE / scores_NE.sum(-1, keepdim=True)
+        sums = RouterSums(probs_NE.sum(0), logits_NE.logsumexp(-1).square().sum(), probs_NE.detach().amax(-1).sum())
+        return gates_NK, expert_ids_NK, sums
+
+    def scores(self, logits_NE: Tensor) -> Tensor:
+        """What each expert's gate would be, in float32."""
+        return logits_NE.softmax(-1) if self.gate == Gate.SOFTMAX else logits_NE.sigmoid()
+
+    def choose(self, logits_NE: Tensor, scores_NE: Tensor) -> tuple[Tensor, Tensor]:
+        """(gates (N, K), expert ids (N, K))."""
         if self.balance_bias:
             choice_NE = (logits_NE if self.gate == Gate.SOFTMAX else scores_NE).detach() + self.bias
         else:
@@ -69,8 +76,7 @@ class Router(nn.Module):
         gates_NK = scores_NE.gather(-1, expert_ids_NK)
         if self.normalize:
             gates_NK = gates_NK / gates_NK.sum(-1, keepdim=True)
-        sums = RouterSums(probs_NE.sum(0), logits_NE.logsumexp(-1).square().sum(), probs_NE.detach().amax(-1).sum())
-        return gates_NK * self.scale, expert_ids_NK, sums
+        return gates_NK * self.scale, expert_ids_NK
 
 
 class MoE(nn.Module):

@@ -54,3 +54,22 @@ def rotate(x_BTHC: Tensor, rotation: Rotation) -> Tensor:
     cos, sin = rotation.cos[:, None, :], rotation.sin[:, None, :]
     first, second = x_BTHC.float().chunk(2, -1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x_BTHC.dtype)
+
+
+class WideRotation(NamedTuple):
+    """The same for `rotate_wide`: float32 (..., 1, C), both halves of a head side by side; sines of the first half negative."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def widen(rotation: Rotation) -> WideRotation:
+    """Both halves side by side: (T, 1, C)."""
+    cos, sin = rotation
+    return WideRotation(torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None])
+
+
+def rotate_wide(x_BTHC: Tensor, rotation: WideRotation) -> Tensor:
+    """`rotate` in three operations instead of nine: what counts where there are few positions."""
+    x = x_BTHC.float()
+    return torch.addcmul(x * rotation.cos, x.roll(x.shape[-1] // 2, -1), rotation.sin).to(x_BTHC.dtype)
