@@ -9,7 +9,7 @@ run() { printf '\033[2m$ %s\033[0m\n' "$*"; "$@"; }
 
 began=$SECONDS
 run_name=${1:-demo}
-rm -rf corpus/demo shards/demo "runs/$run_name"
+rm -rf corpus/demo shards/demo "runs/$run_name" "releases/$run_name"
 
 say "Real text that every machine has: Python's own sources, the documentation of the installed packages"
 run olmo data gather folder=corpus/demo
@@ -35,6 +35,17 @@ for step in 0 newest; do
   printf -- '--- %s ---\n' "$step"
   run olmo generate "runs/$run_name" "${at[@]}" --prompt "$prompt" --max-tokens 80 --seed 1
 done
+
+say "Releases of it, as they would stand on a hub: weights for transformers, training state, model card, manifest"
+run olmo publish "run=runs/$run_name" "target=releases/$run_name" 'steps=[0,1,4,16,64,300,600]'
+
+say "Every byte, tensor and claim of them checked; then the steps from 0 to 1 trained again"
+run olmo verify "releases/$run_name"
+run olmo verify "releases/$run_name" --replay --from stage1-step0-tokens0B --shards demo=shards/demo
+
+say "Norms, routing and the probability of a text over the run; a page for a browser"
+run olmo checkpoints curve "runs/$run_name" --tokens-per-source 4096 --text "$prompt" >"runs/$run_name/curve.txt"
+printf 'tables: runs/%s/curve.txt   figures and page: runs/%s/inspect/report.html\n' "$run_name" "$run_name"
 
 say "Report, after $((SECONDS - began)) seconds"
 run olmo report "runs/$run_name"

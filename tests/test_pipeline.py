@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkpoints import generate, report
-from checkpoints import verify as verify_checkpoints
+from checkpoints import report
+from checkpoints.generate import command as generate
+from checkpoints.publish import command as publish
+from checkpoints.verify import command as verify_checkpoints
 from data_tools import inspect_batch, inspect_document, tokenize_corpus, train_tokenizer, verify_shards
 from data_tools.run_order import open_run
 from olmo_train.data.loader import Loader, source_corpus
@@ -66,6 +68,19 @@ def test_everything_written_verifies(run: Path, capsys: pytest.CaptureFixture[st
     verify_shards.main([str(run.parent / "shards")])
     verify_checkpoints.main([str(run)])
     assert "as the manifest says" in capsys.readouterr().out
+
+
+def test_what_is_published_verifies_and_can_be_trained_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = run.parent / "releases"
+    publish.main([f"run={run}", f"target={target}", "optimizer_state=true"])
+    verify_checkpoints.main([str(target)])
+    assert "releases that fit together" in capsys.readouterr().out
+    verify_checkpoints.main(
+        [str(target), "--replay", "--from", "stage1-step20-tokens0B", "--shards", f"demo={run.parent / 'shards'}"]
+    )
+    assert "bit for bit" in capsys.readouterr().out
+    generate.main([str(target / "main"), "--prompt", "the cat sees", "--max-tokens", "6", "--temperature", "0"])
+    assert "the cat sees the dog." in capsys.readouterr().out
 
 
 def test_the_last_checkpoint_writes_sentences_of_the_corpus(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

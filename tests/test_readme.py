@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-COMMANDS = README.split("```bash\n")[1].split("```")[0].splitlines()
+COMMANDS = [line for block in README.split("```bash\n")[1:] for line in block.split("```")[0].splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,14 @@ def test_every_command_of_the_readme_runs_and_reports(outputs: dict[str, str]) -
     assert "def main():" in outputs["olmo generate runs/first"]
     assert "row 0" in outputs["olmo data batch"]
     assert "unigram entropy" in outputs["olmo report runs/first"]
+    assert "bits_per_byte" in outputs["olmo evaluate runs/first"]
+    assert "and the index of 7 releases" in outputs["olmo publish run=runs/first"]
+    assert "reproduced bit for bit" in outputs["olmo verify releases/first"]
+    assert "stage1-step20-tokens0B" in outputs["olmo checkpoints list"]
+    assert "lm_head" in outputs["olmo checkpoints diff"]
+    assert "Open report/report.html in a browser" in outputs["olmo checkpoints curve"]
+    assert "import os" in outputs["olmo generate releases/first/main"]
+    assert "matrices in f32" in outputs["olmo convert runs/first"]
 
 
 def test_documents_that_the_readme_names_exist() -> None:

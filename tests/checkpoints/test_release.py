@@ -114,5 +114,7 @@ def test_the_index_lists_releases_by_stage_and_step() -> None:
 
 @pytest.mark.parametrize("text", [b"", b"{}", b'{"format": "olmo_train.releases", "version": 1, "releases": [{"name": "x"}]}'])
 def test_an_index_that_cannot_be_used_is_refused(text: bytes) -> None:
-    with pytest.raises(CheckpointError, match=r"there/checkpoints.json cannot be used: .*; any `olmo publish` to this target writes"):
+    with pytest.raises(
+        CheckpointError, match=r"there/checkpoints.json cannot be used: .*; any `olmo publish` to this target writes"
+    ):
         read_index(text, "there")
