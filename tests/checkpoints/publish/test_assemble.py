@@ -504,6 +504,6 @@ def test_a_last_line_cut_short_is_of_a_later_step(copy: Path, tmp_path: Path) ->
 
 def test_the_digest_of_the_documentation_is_that_of_the_manifest(release: Path) -> None:
     (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/release.md").read_text(), re.S)
-    assert len(script.strip().splitlines()) <= 10
+    assert len([line for line in script.splitlines() if line]) <= 10
     out = subprocess.run([sys.executable, "-c", script, release], capture_output=True, text=True, check=True).stdout
     assert out.strip() == read_release_folder(release).weights_sha256
