@@ -2,7 +2,8 @@
 
 A step reads every weight that it uses once, and small models spend it on starting operations. So:
 - MKL's product of one row with a large matrix runs on one thread, and on AMD's cores at a third of the speed of two rows with the
-  *matrix on the left*, `w @ x.T`. One row is computed twice then, and several as they are.
+  *matrix on the left*, `w @ x.T`. One row is computed twice then, and a few as they are. For some more rows its batched product
+  of blocks of the matrix is faster than its product of the whole.
 - Experts with small matrices are gathered and multiplied in two operations; of larger ones each thread takes its own, one by one.
 docs/generate.md has the measurements. No gradients.
 """
@@ -18,11 +19,13 @@ from olmo_train.kernels.cpu_threads import run_each
 from olmo_train.kernels.moe_mlp import moe_mlp
 
 LARGE = 2**17
-"""Elements of a matrix from which on it pays to put it on the left."""
-MOST_ROWS = 8
-"""Up to which that pays; with one thread LONE_ROWS, and columns of the matrix up to NARROW."""
-LONE_ROWS = 4
+"""Elements of a matrix from which on it pays to do other than torch."""
+LEFT_ROWS = 4
+"""Rows up to which a matrix stands on the left; with one thread only if it has at most NARROW columns."""
 NARROW = 1024
+BLOCK_ROWS = 16
+"""Rows up to which several threads take a matrix in BLOCKS blocks."""
+BLOCKS = 8
 MOST_TOKENS = 16
 """Above this most experts have several tokens each, and training's kernel is as fast."""
 GATHERED = 2**20
@@ -47,16 +50,19 @@ def threads_for(multiply_adds: int, device: torch.device) -> Iterator[None]:
 
 def linear(x: Tensor, w_OI: Tensor) -> Tensor:
     """x w^T of any (..., I): (..., O)."""
-    if w_OI.numel() < LARGE:
+    n_out, width = w_OI.shape
+    if n_out * width < LARGE or not _by_mkl(x):
         return F.linear(x, w_OI)
-    x_NI = x.reshape(-1, x.shape[-1])
-    n, width = x_NI.shape
-    most = LONE_ROWS if torch.get_num_threads() == 1 else MOST_ROWS
-    if not _by_mkl(x) or n > most or (most == LONE_ROWS and width > NARROW):
-        return F.linear(x, w_OI)
-    if n == 1:
-        x_NI = torch.cat([x_NI, x_NI])
-    return torch.mm(w_OI, x_NI.t())[:, :n].t().reshape(*x.shape[:-1], w_OI.shape[0])
+    x_NI = x.reshape(-1, width)
+    n, is_alone = len(x_NI), torch.get_num_threads() == 1
+    if n <= LEFT_ROWS and not (is_alone and width > NARROW):
+        if n == 1:
+            x_NI = torch.cat([x_NI, x_NI])
+        return torch.mm(w_OI, x_NI.t())[:, :n].t().reshape(*x.shape[:-1], n_out)
+    if n <= BLOCK_ROWS and not is_alone and n_out % BLOCKS == 0:
+        parts = torch.bmm(x_NI.expand(BLOCKS, n, width), w_OI.view(BLOCKS, n_out // BLOCKS, width).mT)
+        return parts.transpose(0, 1).reshape(*x.shape[:-1], n_out)
+    return F.linear(x, w_OI)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
