@@ -31,7 +31,7 @@ MOST_TOKENS = 16
 GATHERED = 2**20
 """Elements of experts' matrices up to which gathering them is faster than going through them."""
 LITTLE = 2**26
-"""Multiply-adds of a step that one thread does sooner than several have met for each of its operations."""
+"""Multiply-adds of a step up to which it has one thread: several gain little, and lose much where others have a core."""
 
 
 @contextmanager
