@@ -1,128 +1,182 @@
 """`olmo trace index shards=shards/demo`: suffix arrays over token shards, in independent parts.
 
-Each part is written whole or not at all; parts that are there are not built again, so an interrupted build goes on, and the tasks of
-a job array each build their share. Whoever finds every part there writes `index.json`.
+Each part is written whole or not at all; parts that are there are not built again, so an interrupted build goes on, and the tasks
+of a job array each build their share. Whoever finds every part there writes `index.json`.
 """
 
-import hashlib
 import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from data_tools.trace.codes import choose_ranks, make_codes
+from data_tools.trace.build_part import build_part, finished_part, part_unigrams
+from data_tools.trace.codes import choose_ranks, sample_counts
 from data_tools.trace.config import IndexConfig
 from data_tools.trace.index_folder import (
-    SPLITS,
+    NAME,
     IndexManifest,
     PartRange,
     PartRecord,
-    part_path,
-    read_part_record,
-    top_dtype,
+    agree_on_plan,
+    read_index_manifest,
+    remove_leftovers,
+    write_file,
     write_index_manifest,
-    write_part_record,
 )
-from data_tools.trace.suffixes import sort_suffixes
-from olmo_train.data.manifest import manifest_path
+from data_tools.trace.metadata import Metadata, build_metadata
+from data_tools.trace.plan_index import folder_of, index_folder_of, n_processes, plan_of, plan_parts, problems_of
 from olmo_train.data.shards import Corpus
-from olmo_train.errors import run_command
-from olmo_train.files import write_atomic
+from olmo_train.errors import ConfigError, ShardError, run_command
+from olmo_train.files import sync_folder
 from olmo_train.schema import load_config
+
+__all__ = ["build", "index_folder_of", "main"]
+STALE_S = 3600
+"""Nobody writes a file for so long: what is older under a temporary name was left by a builder that died."""
 
 
 def main(argv: list[str]) -> None:
     """Build an index and say what it holds."""
-    config = load_config("trace_index", IndexConfig, argv)
+    config = load_config("trace_index", IndexConfig, argv, problems_of)
+    began = time.monotonic()
     folder = build(config)
-    print(f"{folder}: index")
-
-
-def index_folder_of(shards: str | Path) -> Path:
-    """Where the index of a manifest lies unless told otherwise."""
-    return manifest_path(shards).parent / "trace"
+    print(_summary(config, folder, time.monotonic() - began))
 
 
 def build(config: IndexConfig) -> Path:
-    """Build every part that is not there, then the manifest."""
-    corpus = Corpus(config.shards)
-    folder = Path(config.output) if config.output is not None else index_folder_of(config.shards)
-    folder.mkdir(parents=True, exist_ok=True)
-    ranks = _ranks(corpus, folder)
-    parts = plan_parts(corpus, config.max_tokens_per_part)
-    for part in parts:
-        if read_part_record(folder, part.number) is None:
-            _build_part(corpus, part, folder, ranks)
-    records = [record for part in parts if (record := read_part_record(folder, part.number)) is not None]
-    unigrams = sum(
-        (np.fromfile(part_path(folder, r.number, "unigrams.idx"), "<i8") for r in records), np.zeros(len(ranks), np.int64)
-    )
-    write_atomic(folder / "unigrams.idx", unigrams.astype("<i8").tobytes())
-    sums = {name: _sha256(folder / name) for name in ("ranks.idx", "unigrams.idx")}
-    shards = os.path.relpath(corpus.folder.absolute(), folder.absolute())
-    manifest = IndexManifest(shards, corpus.manifest.fingerprint(), corpus.manifest.vocab_size, records, sums)
-    write_index_manifest(folder, manifest)
+    """Build what is not there yet of this task's share; the last of all tasks finishes the index. Returns its folder.
+
+    Raises:
+        ConfigError: everything that speaks against it, before anything is written. ShardError: shards or documents are not what
+            they should be, the disk is full, or a builder was killed; what is finished stays.
+    """
+    problems = problems_of(config)
+    if problems:
+        raise ConfigError(problems)
+    corpus, folder = Corpus(config.shards), folder_of(config)
+    if not _is_finished(folder, bool(config.documents)):
+        try:
+            _build_share(config, corpus, folder)
+        except FileNotFoundError:  # another task found everything there and cleaned up while this one wrote the same once more
+            if not _is_finished(folder, bool(config.documents)):
+                raise
     return folder
 
 
-def plan_parts(corpus: Corpus, max_tokens: int) -> list[PartRange]:
-    """Whole documents of each file, about equally many tokens in each of its parts; a longer document is a part alone."""
-    parts: list[PartRange] = []
-    for number, file in enumerate(corpus.files):
-        starts, n = np.asarray(file.index.starts, np.int64), file.entry.tokens
-        wanted = -(-n // max(1, -(-n // max_tokens))) if n else 0
-        first = 0
-        while first < n:
-            last = int(starts[np.searchsorted(starts, first + wanted, side="right") - 1])
-            if last <= first:
-                last = int(starts[np.searchsorted(starts, first, side="right")])
-            parts.append(PartRange(len(parts), number, first, last))
-            first = last
-    return parts
+def _build_share(config: IndexConfig, corpus: Corpus, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder, STALE_S)
+    parts = plan_parts(corpus, agree_on_plan(folder, plan_of(config, corpus)))
+    if not (folder / "ranks.idx").exists():
+        write_file(folder / "ranks.idx", [choose_ranks(sample_counts(corpus)).astype("<u4")])
+    share = (config.task or 0, config.n_tasks)
+    todo = [part for part in parts if part.number % share[1] == share[0] and finished_part(folder, part) is None]
+    todo.sort(key=lambda part: part.start - part.end)  # the longest first, so that all processes end about together
+    _build_parts(config, corpus, folder, todo)
+    whole = not config.documents or build_metadata(corpus, folder, config.documents, share)
+    records = [record for part in parts if (record := finished_part(folder, part)) is not None]
+    if len(records) == len(parts) and whole:
+        _finish(corpus, folder, records)
 
 
-def _ranks(corpus: Corpus, folder: Path) -> np.ndarray:
-    path = folder / "ranks.idx"
-    if not path.exists():
-        counts = np.zeros(corpus.manifest.vocab_size, np.int64)
-        for file in corpus.files:
-            counts += np.bincount(file.read(0, min(file.entry.tokens, 2**20)), minlength=len(counts))
-        write_atomic(path, choose_ranks(counts).astype("<u4").tobytes())
-    return np.fromfile(path, "<u4")
+def _is_finished(folder: Path, with_metadata: bool) -> bool:
+    """Whether index.json is there, and every part that it names."""
+    if not (folder / NAME).exists() or (with_metadata and Metadata.of(folder) is None):
+        return False
+    parts = read_index_manifest(folder).parts
+    return all(finished_part(folder, PartRange(p.number, p.file, p.start, p.end)) is not None for p in parts)
 
 
-def _build_part(corpus: Corpus, part: PartRange, folder: Path, ranks: np.ndarray) -> None:
-    file = corpus.files[part.file]
-    tokens = file.read(part.start, part.end)
-    documents = file.index.documents_between(part.start, part.end)
-    ends = np.asarray(file.index.starts[documents.start + 1 : documents.stop + 1], np.int64) - part.start
-    heldout = np.array([file.index.train_position(int(file.index.starts[d])) is None for d in documents], np.bool_)
-    counts = np.bincount(tokens, minlength=len(ranks))
-    by_rank = np.empty(len(ranks), np.int64)
-    by_rank[ranks.astype(np.int64) - 1] = counts
-    codes = make_codes(ranks, by_rank)
-    sums = {}
-    sizes = []
-    dtype = top_dtype(len(ranks))
-    for split, suffixes in zip(SPLITS, sort_suffixes(tokens, ends, heldout, codes), strict=True):
-        sizes.append(len(suffixes.sa))
-        for what, array in (("sa", suffixes.sa.astype("<u4")), ("top", suffixes.top.astype(dtype))):
-            path = part_path(folder, part.number, f"{split}.{what}")
-            write_atomic(path, np.ascontiguousarray(array).tobytes())
-            sums[f"{split}.{what}"] = _sha256(path)
-    is_train = np.repeat(~heldout, np.diff(ends, prepend=0))
-    path = part_path(folder, part.number, "unigrams.idx")
-    write_atomic(path, np.bincount(tokens[is_train], minlength=len(ranks)).astype("<i8").tobytes())
-    sums["unigrams.idx"] = _sha256(path)
-    eos = corpus.manifest.eos_id
-    separated = eos is not None and bool((tokens[ends - 1] == eos).all())
-    record = PartRecord(part.number, part.file, part.start, part.end, sizes[0], sizes[1], separated, sums)
-    write_part_record(folder, record)
+def _build_parts(config: IndexConfig, corpus: Corpus, folder: Path, todo: list[PartRange]) -> None:
+    n, tokens = n_processes(config, corpus, todo), sum(part.end - part.start for part in todo)
+    every = 0.5 if sys.stderr.isatty() else 30.0
+    with tqdm(total=tokens, unit="tok", unit_scale=True, mininterval=every, desc=f"{len(todo)} parts", disable=not todo) as bar:
+        for part in _built(config, folder, todo, n):
+            bar.update(part.end - part.start)
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _built(config: IndexConfig, folder: Path, todo: list[PartRange], n: int) -> Iterator[PartRange]:
+    """Parts, each as soon as it is finished; `n` at once."""
+    if n == 1:
+        for part in todo:
+            build_part(config.shards, folder, part)
+            yield part
+        return
+    try:
+        with _pool(n) as pool:
+            futures = {pool.submit(build_part, config.shards, folder, part): part for part in todo}
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
+    except BrokenProcessPool:
+        raise ShardError(
+            f"{folder}: a builder was killed, for want of memory perhaps; finished parts stay, the same command goes on: "
+            f"give fewer processes (now {n}), or remove the folder and give less memory_gib (now {config.memory_gib})"
+        ) from None
+
+
+@contextmanager
+def _pool(n: int) -> Iterator[ProcessPoolExecutor]:
+    """Spawned, not forked: the parent may have threads. An error, or an interrupt, ends what has not begun."""
+    pool = ProcessPoolExecutor(n, get_context("spawn"), _end_with, (os.getpid(),))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with(parent: int) -> None:
+    """Let this process end when its parent does: a killed build must not go on in the background."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _finish(corpus: Corpus, folder: Path, records: list[PartRecord]) -> None:
+    """Sum up the unigrams, write the manifest, and remove what dead builders left."""
+    vocab_size = corpus.manifest.vocab_size
+    unigrams = np.zeros(vocab_size, np.int64)
+    for record in records:
+        unigrams += part_unigrams(folder, record.number, vocab_size)
+    ranks = np.fromfile(folder / "ranks.idx", "<u4")
+    arrays = {"ranks.idx": ranks, "unigrams.idx": unigrams.astype("<i8")}
+    sums = {name: write_file(folder / name, [array]).sha256 for name, array in arrays.items()}
+    sync_folder(folder)
+    shards = os.path.relpath(corpus.folder.absolute(), folder.absolute())
+    write_index_manifest(folder, IndexManifest(shards, corpus.manifest.fingerprint(), vocab_size, records, sums))
+    sync_folder(folder)
+    remove_leftovers(folder, 0)
+
+
+def _summary(config: IndexConfig, folder: Path, seconds: float) -> str:
+    corpus = Corpus(config.shards)
+    if not (folder / NAME).exists():
+        parts = plan_parts(corpus, agree_on_plan(folder, plan_of(config, corpus)))
+        there = sum(finished_part(folder, part) is not None for part in parts)
+        return (
+            f"{folder}: {there} of {len(parts)} parts are there after {seconds:.0f} s; the other tasks build the rest. The last "
+            "to end writes index.json; if none did, run the same command once more"
+        )
+    n_parts, tokens = len(read_index_manifest(folder).parts), sum(file.entry.tokens for file in corpus.files)
+    documents = sum(file.entry.documents for file in corpus.files)
+    size = sum(path.stat().st_size for path in folder.iterdir() if not path.name.startswith("."))
+    return (
+        f"{folder}: {tokens:,} tokens of {documents:,} documents in {n_parts} parts, {size / max(tokens, 1):.2f} bytes per "
+        f"token, {seconds:.1f} s\nask it: olmo trace text {folder} --text '...'"
+    )
 
 
 if __name__ == "__main__":

@@ -4,18 +4,14 @@ A code is 1, 2 or 3 bytes; no code begins another, so the order of code strings 
 no code: it ends a document. Rank r >= 1 is the r-th code.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from olmo_train.data.shards import Corpus
 
-@dataclass(frozen=True)
-class Codes:
-    """The code of each id. rank_V: uint32, 1 .. V. bytes_V3, length_V: uint8."""
-
-    rank_V: np.ndarray
-    bytes_V3: np.ndarray
-    length_V: np.ndarray
+MAX_VOCAB = 255 * 65536
+"""Codes of three bytes."""
+MAX_CODE = 3
+SAMPLE_TOKENS, SAMPLE_PIECE = 2**22, 2**14
 
 
 def choose_ranks(counts_V: np.ndarray) -> np.ndarray:
@@ -26,38 +22,55 @@ def choose_ranks(counts_V: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def make_codes(rank_V: np.ndarray, weight_of_rank: np.ndarray | None = None) -> Codes:
-    """The codes of ranks. `weight_of_rank`: how often the r-th rank stands (any scale), which decides how many codes are short.
+def sample_counts(corpus: Corpus, budget: int = SAMPLE_TOKENS) -> np.ndarray:
+    """int64 (V,): how often each id stands in about `budget` tokens, from pieces spread evenly over the corpus.
 
-    The split changes how many bytes are sorted, not the order.
+    The same for every task of a job array, so that all of them sort by the same order.
+    """
+    counts = np.zeros(corpus.manifest.vocab_size, np.int64)
+    ends = np.cumsum([0, *(file.entry.tokens for file in corpus.files)], dtype=np.int64)
+    total = int(ends[-1])
+    n_pieces = max(1, budget // SAMPLE_PIECE) if total > budget else 1
+    for piece in range(n_pieces):
+        at = total * piece // n_pieces
+        stop = min(total, at + SAMPLE_PIECE) if total > budget else total
+        while at < stop:
+            number = int(np.searchsorted(ends, at, side="right")) - 1
+            last = min(stop, int(ends[number + 1]))
+            ids = corpus.files[number].read(at - int(ends[number]), last - int(ends[number]))
+            counts += np.bincount(ids.astype(np.int64), minlength=len(counts))
+            at = last
+    return counts
+
+
+def make_codes(rank_V: np.ndarray, counts_V: np.ndarray | None = None) -> np.ndarray:
+    """uint32 (V,): the code of each id, its first byte lowest, its length in the highest byte.
+
+    `counts_V`, how often each id stands (any scale), decides how many codes are short: how many bytes are sorted, not the order.
     """
     n = len(rank_V)
-    weights = np.ones(n) if weight_of_rank is None else weight_of_rank.astype(np.float64)
+    index = rank_V.astype(np.int64) - 1
+    weights = np.ones(n)
+    if counts_V is not None:
+        weights[index] = counts_V
     singles, doubles = _best_split(n, np.concatenate([[0.0], np.cumsum(weights)]))
     rank = np.arange(n, dtype=np.int64)
-    table, length = np.zeros((n, 3), np.uint8), np.ones(n, np.uint8)
-    table[:, 0] = np.minimum(rank + 1, 255)
+    code = (rank + 1) | 1 << 24
     two = (rank >= singles) & (rank < singles + 256 * doubles)
     at = rank[two] - singles
-    table[two, 0], table[two, 1], length[two] = 1 + singles + at // 256, at % 256, 2
+    code[two] = (1 + singles + at // 256) | (at % 256) << 8 | 2 << 24
     three = rank >= singles + 256 * doubles
     at = rank[three] - singles - 256 * doubles
-    table[three, 0], table[three, 1], table[three, 2] = 1 + singles + doubles + at // 65536, at // 256 % 256, at % 256
-    length[three] = 3
-    index = rank_V.astype(np.int64) - 1
-    return Codes(rank_V, table[index], length[index])
+    code[three] = (1 + singles + doubles + at // 65536) | (at // 256 % 256) << 8 | (at % 256) << 16 | 3 << 24
+    return code[index].astype(np.uint32)
 
 
 def _best_split(n: int, total: np.ndarray) -> tuple[int, int]:
     """(first bytes that are codes, first bytes of two-byte codes) with the fewest bytes over all; the rest begin three."""
-    best, found = np.inf, (0, 0)
-    for doubles in range(256):
-        for triples in range(5 if n <= 4 * 65536 else 256):
-            singles = 255 - doubles - triples
-            if singles < 0 or singles + 256 * doubles + 65536 * triples < n:
-                continue
-            a, b = min(singles, n), min(singles + 256 * doubles, n)
-            cost = total[a] + 2 * (total[b] - total[a]) + 3 * (total[n] - total[b])
-            if cost < best:
-                best, found = cost, (singles, doubles)
-    return found
+    doubles, triples = np.meshgrid(np.arange(256), np.arange(256), indexing="ij")
+    singles = 255 - doubles - triples
+    enough = (singles >= 0) & (singles + 256 * doubles + 65536 * triples >= n)
+    a, b = np.clip(singles, 0, n), np.clip(singles + 256 * doubles, 0, n)
+    cost = np.where(enough, total[a] + 2 * (total[b] - total[a]) + 3 * (total[n] - total[b]), np.inf)
+    best = int(np.argmin(cost))
+    return int(singles.flat[best]), int(doubles.flat[best])

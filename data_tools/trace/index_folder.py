@@ -1,5 +1,6 @@
 """THE format of an index: writer and reader of its folder.
 
+    plan.json             what is being built: the manifest's fingerprint and the size of parts; written first
     index.json            what it is of: the manifest's fingerprint, the parts; written last, when every part is there
     ranks.idx             uint32 (vocab_size,): the order of ids that suffixes are sorted by; a permutation of 1 .. vocab_size
     unigrams.idx          int64 (vocab_size,): how often each id stands in training documents
@@ -7,25 +8,35 @@
     part-00000.train.sa   uint32 (suffixes,): tokens from the beginning of the part, of training documents, in order of suffixes
     part-00000.train.top  ranks of the first KEY tokens of every STRIDE-th suffix: uint16 if they fit, else uint32 (n, KEY)
     part-00000.heldout.sa, .top   the same of held-out documents
-    part-00000.unigrams.idx       int64 (vocab_size,)
+    part-00000.unigrams.zz        zlib: int64 (vocab_size,)
+    metadata*             what documents say of themselves (metadata.py), if it was asked for
 
 A *part* is a run of whole documents of one token file. Tokens are not copied: a suffix is read from the shards. A suffix ends
-with its document; what ends comes before what goes on. Arrays are raw little-endian, memory-mapped.
+with its document; what ends comes before what goes on. Arrays are raw little-endian, memory-mapped. Every file is written under
+another name and renamed when it is whole.
 """
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass
+import os
+import time
+import uuid
+import zlib
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from olmo_train.data.manifest import BLOCK_BYTES
 from olmo_train.errors import ShardError
-from olmo_train.files import write_atomic
 
 FORMAT = "olmo_train.trace"
 VERSION = 1
 NAME = "index.json"
+PLAN = "plan.json"
 STRIDE = 256
 KEY = 8
 SPLITS = ("train", "heldout")
@@ -56,6 +67,8 @@ class PartRecord:
     """Every document ends in end-of-text: then no match can cross an end, for texts have no such token."""
     sha256: dict[str, str]
     """Of each file of the part, by what follows `part-00000.`."""
+    block_crc32: dict[str, str] = field(default_factory=dict)
+    """Eight hex digits per 4 MiB of each file, so that a look at a few blocks finds damage."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +90,30 @@ def part_path(folder: Path, number: int, what: str) -> Path:
     return folder / f"part-{number:05d}.{what}"
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What all who build an index together must agree on."""
+
+    fingerprint: str
+    """Of the shards' manifest."""
+    max_tokens: int
+    """Of a part."""
+    max_bytes: int
+    """Of memory that sorting a part may take."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Of a file that was written."""
+
+    sha256: str
+    block_crc32: str
+
+
 def write_index_manifest(folder: Path, manifest: IndexManifest) -> None:
     """Whole or not at all."""
     values: dict[str, Any] = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
-    write_atomic(folder / NAME, (json.dumps(values, indent=1) + "\n").encode())
+    write_file(folder / NAME, [(json.dumps(values, indent=1) + "\n").encode()])
 
 
 def read_index_manifest(folder: Path) -> IndexManifest:
@@ -100,22 +133,104 @@ def read_index_manifest(folder: Path) -> IndexManifest:
 
 def write_part_record(folder: Path, record: PartRecord) -> None:
     """Whole or not at all."""
-    write_atomic(part_path(folder, record.number, "json"), (json.dumps(asdict(record)) + "\n").encode())
+    write_file(part_path(folder, record.number, "json"), [(json.dumps(asdict(record)) + "\n").encode()])
 
 
 def read_part_record(folder: Path, number: int) -> PartRecord | None:
     """None: the part is not finished."""
+    path = part_path(folder, number, "json")
     try:
-        return PartRecord(**json.loads(part_path(folder, number, "json").read_text()))
+        return PartRecord(**json.loads(path.read_text()))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        raise ShardError(f"{part_path(folder, number, 'json')} cannot be used: {error}; remove it and build again") from error
+        raise ShardError(f"{path} cannot be used: {error}; remove it and build again") from error
+
+
+def agree_on_plan(folder: Path, plan: Plan) -> Plan:
+    """Write the plan of an index unless there is one; return what stands there: the first of several builders decides.
+
+    Were two to write different ones in the same moment, the records of their parts would not fit the plan that stays.
+    """
+    path = folder / PLAN
+    if not path.exists():
+        write_file(path, [(json.dumps(asdict(plan)) + "\n").encode()])
+    found = read_plan(folder)
+    assert found is not None, path
+    return found
+
+
+def read_plan(folder: Path) -> Plan | None:
+    """None: nothing was begun.
+
+    Raises:
+        ShardError: it cannot be read.
+    """
+    path = folder / PLAN
+    try:
+        return Plan(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise ShardError(f"{path} cannot be used: {error}; remove {folder} and build again") from error
+
+
+def write_file(path: Path, chunks: Iterable[Any]) -> Sums:
+    """Write pieces (bytes or contiguous arrays) one after the other: whole, on disk and under its name, or not at all.
+
+    Raises:
+        ShardError: the disk is full, or writing fails otherwise. FileNotFoundError: another builder, done, removed the leftovers.
+    """
+    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "xb") as file:
+            sums = _write_chunks(file, chunks)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ShardError(
+            f"{path} cannot be written: {error.strerror}; nothing half is left there. Make room, or give another output=; "
+            "the same command goes on with what is finished"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return sums
+
+
+def _write_chunks(file: Any, chunks: Iterable[Any]) -> Sums:
+    whole, blocks, crc, filled = hashlib.sha256(), [], 0, 0
+    for chunk in chunks:
+        data = memoryview(chunk).cast("B") if len(chunk) else memoryview(b"")
+        file.write(data)
+        whole.update(data)
+        while len(data):
+            piece = data[: BLOCK_BYTES - filled]
+            crc, filled, data = zlib.crc32(piece, crc), filled + len(piece), data[len(piece) :]
+            if filled == BLOCK_BYTES:
+                blocks.append(f"{crc:08x}")
+                crc = filled = 0
+    return Sums(whole.hexdigest(), "".join([*blocks, f"{crc:08x}"] if filled else blocks))
+
+
+def remove_leftovers(folder: Path, older_than_s: float) -> None:
+    """Remove files under temporary names that nobody wrote to for so long: their builders died."""
+    for path in folder.glob(".*.tmp-*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime >= older_than_s:
+                path.unlink()
 
 
 def top_dtype(vocab_size: int) -> np.dtype:
     """Of `.top`: ranks go up to vocab_size."""
     return np.dtype("<u2" if vocab_size < 2**16 else "<u4")
+
+
+def top_shape(n_suffixes: int) -> tuple[int, int]:
+    """Of `.top`."""
+    return -(-n_suffixes // STRIDE), KEY
 
 
 def map_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -38,6 +38,7 @@ class ShardFile:
     def __init__(self, path: Path, entry: FileEntry, manifest: Manifest, index: DocumentIndex) -> None:
         self.path, self.entry, self.index = path, entry, index
         self._dtype, self._vocab_size = np.dtype(manifest.dtype).newbyteorder("<"), manifest.vocab_size
+        self.eos_id = manifest.eos_id
         self._descriptor: int | None = None
 
     def read(self, start: int, end: int) -> np.ndarray:
@@ -101,6 +102,11 @@ class ShardFile:
                 f"{self.path}: changed somewhere in bytes [{start}, {start + BLOCK_BYTES}) = tokens from "
                 f"{start // self._dtype.itemsize}: crc32 {found}, the manifest says {wanted}; copy the file again"
             )
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per token."""
+        return self._dtype.itemsize
 
     @property
     def n_blocks(self) -> int:
