@@ -53,6 +53,14 @@ class Tokenizer:
         """Ids of many texts, on all cores. Special tokens spelt out in a text stay text."""
         return [encoding.ids for encoding in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def encode_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a text as a document has them (special tokens spelt out stay text), and the characters [start, end) of each.
+
+        Tokens that share a character have it each; spaces may lie between the characters of two tokens.
+        """
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
     def decode(self, ids: list[int] | np.ndarray) -> str:
         """Text of ids; special tokens are shown."""
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))

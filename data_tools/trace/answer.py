@@ -14,6 +14,8 @@ class Mark(StrEnum):
     """The row was left out of the loss (repetition)."""
     SKIPPED = "skipped"
     """The guard threw the step away."""
+    LEFT_OUT = "left out"
+    """The run was told to leave the document out (`data.without`): other tokens stood in its place."""
     FUTURE = "future"
     """The run has not come to this step yet."""
 
@@ -41,6 +43,8 @@ class Sight:
     """Newest saved step before this one."""
     checkpoint_after: int | None
     """First saved step that includes this one."""
+    release_after: str | None = None
+    """First published revision that includes this step, where releases are known."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ class Snippet:
     """Whether the document goes on beyond what is shown."""
     sighted: Sighted | None
     """None: no run was given."""
+    copies_sighted: list[Sighted] = field(default_factory=list)
+    """The same span in the copies of the document, in their order."""
 
 
 @dataclass(frozen=True)
@@ -149,3 +155,5 @@ class Answer:
     """How often each kind of personal data was replaced."""
     seconds: dict[str, float]
     """Taken by search, documents, when."""
+    notes: list[str] = field(default_factory=list)
+    """What the reader must know of the run and the indexes, in sentences."""

@@ -18,11 +18,11 @@ class IndexConfig:
     """The Dolma documents that the shards were made from (files, folders, globs): their URL, dates and metadata are kept beside
     the index. Empty: answers have what the sidecars know (id, source, file and line)."""
     max_tokens_per_part: int = 2**26
-    """Tokens under one suffix array; fewer where `memory_gib` asks for it."""
+    """Tokens under one suffix array; fewer where `memory_gib` asks for it. Fewer parts are searched faster."""
     memory_gib: float = 4.0
-    """Of all processes together."""
+    """Of all processes of this task together: each takes 0.22 GiB and at most 16 bytes per token of its part."""
     processes: int | None = None
-    """None: one per core."""
+    """Parts that are built at once, with equal shares of the memory; None: one per core, while all of them fit into it."""
     task: int | None = None
     """Of a job array: this task's number, from 0; None: all parts here. Slurm: task=$SLURM_ARRAY_TASK_ID."""
     n_tasks: int = 1
@@ -92,5 +92,8 @@ class TraceConfig:
     privacy: PrivacyConfig = MISSING
     verify: str = "spot"
     """Of index and shards when they are opened: size, spot (a few blocks) or full."""
+    releases: str | None = None
+    """Folder of releases of the run (docs/release.md): the first published checkpoint after each step is named; None: only the
+    step folders of the run are."""
     cold: bool = False
     """Ask the system for all pages of a round of reads at once: for indexes larger than memory, on disks."""

@@ -15,7 +15,7 @@ share it out changes nothing.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -87,6 +87,17 @@ class Sighting:
     column_end: int
     offset_start: int
     offset_end: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The part of a span that lies in one instance: tokens [start, end) of the span, from `column` of the row on."""
+
+    span: int
+    instance: int
+    column: int
+    start: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -231,45 +242,58 @@ class DataOrder:
 
         Empty for held-out documents, and for the dropped tail of a file.
         """
-        position = file.index.train_position(start) if end > start else None
-        found = self._pool_of(file)
-        if position is None or found is None:
-            return []
-        p, at = found
-        pool, shift = self._pools[p], start - position
-        first, last = position // self.seq_len, (position + end - start - 1) // self.seq_len
-        last = min(last, int(pool.first[at + 1] - pool.first[at]) - 1)
-        sightings = []
-        for local in range(first, last + 1):
-            a = max(start, local * self.seq_len + shift)
-            b = min(end, (local + 1) * self.seq_len + shift)
-            column = a - shift - local * self.seq_len
-            for epoch, place in self._positions(p, int(pool.first[at]) + local, last_step * self.rows):
-                step, row = divmod(place, self.rows)
-                sightings.append(Sighting(step + 1, row, epoch, column, column + b - a, a - start, b - start))
-        return sorted(sightings, key=lambda s: (s.step, s.row))
+        return self.sightings_of([(file, start, end)], last_step)[0]
 
-    def _positions(self, p: int, number: int, limit: int) -> list[tuple[int, int]]:
-        """(epoch, position) of every draw of instance `number` of pool `p` at a position below `limit`."""
+    def sightings_of(self, spans: Sequence[tuple[ShardFile, int, int]], last_step: int) -> list[list[Sighting]]:
+        """The same for many spans (file, start, end), in one evaluation of each permutation."""
+        parts: list[list[_Part]] = [[] for _ in self._pools]
+        for number, (file, start, end) in enumerate(spans):
+            position = file.index.train_position(start) if end > start else None
+            found = self._places.get(id(file))
+            if position is None or found is None:
+                continue
+            p, at = found
+            first_instance, n_instances = (
+                int(self._pools[p].first[at]),
+                int(self._pools[p].first[at + 1] - self._pools[p].first[at]),
+            )
+            shift = start - position
+            last = min((position + end - start - 1) // self.seq_len, n_instances - 1)
+            for local in range(position // self.seq_len, last + 1):
+                begin = local * self.seq_len + shift
+                a, b = max(start, begin), min(end, begin + self.seq_len)
+                parts[p].append(_Part(number, first_instance + local, a - begin, a - start, b - start))
+        sightings: list[list[Sighting]] = [[] for _ in spans]
+        for p, mine in enumerate(parts):
+            if mine:
+                draws = self._positions(p, np.array([part.instance for part in mine], np.int64), last_step * self.rows)
+                for which, epoch, place in draws:
+                    part = mine[which]
+                    step, row = divmod(place, self.rows)
+                    columns = (part.column, part.column + part.end - part.start)
+                    sightings[part.span].append(Sighting(step + 1, row, epoch, *columns, part.start, part.end))
+        return [sorted(seen, key=lambda s: (s.step, s.row)) for seen in sightings]
+
+    def _positions(self, p: int, numbers: np.ndarray, limit: int) -> Iterator[tuple[int, int, int]]:
+        """(which of `numbers`, epoch, position) of every draw of these instances of pool `p` at a position below `limit`."""
         pool, quota = self._pools[p], int(self._quotas[p])
         most_draws = limit if len(self._pools) == 1 else (limit // BLOCK + 1) * quota
-        positions = []
         for epoch in range(most_draws // pool.n + 1):
-            draw = epoch * pool.n + int(pool.permutation(epoch).inverse(np.array([number]))[0])
-            position = draw
-            if len(self._pools) > 1:
-                block, rank = divmod(draw, quota)
-                position = block * BLOCK + int(self._block(block).places[self._first_slot[p] + rank])
-            if position < limit:
-                positions.append((epoch, position))
-        return positions
+            draws = epoch * pool.n + pool.permutation(epoch).inverse(numbers)
+            for which, draw in enumerate(draws.tolist()):
+                position = draw
+                if len(self._pools) > 1:
+                    block, rank = divmod(draw, quota)
+                    if block * BLOCK >= limit:
+                        continue
+                    position = block * BLOCK + int(self._block(block).places[self._first_slot[p] + rank])
+                if position < limit:
+                    yield which, epoch, position
 
-    def _pool_of(self, file: ShardFile) -> tuple[int, int] | None:
-        for p, pool in enumerate(self._pools):
-            for at, (candidate, _) in enumerate(pool.files):
-                if candidate is file:
-                    return p, at
-        return None
+    @cached_property
+    def _places(self) -> dict[int, tuple[int, int]]:
+        """By identity of a file: (pool, place in it)."""
+        return {id(file): (p, at) for p, pool in enumerate(self._pools) for at, (file, _) in enumerate(pool.files)}
 
 
 def _train_pieces(file: ShardFile, start: int, end: int) -> tuple[Piece, ...]:
