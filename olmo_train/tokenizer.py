@@ -73,7 +73,7 @@ class Tokenizer:
         return plain
 
     def token_bytes(self) -> np.ndarray | None:
-        """uint16 (vocab_size,): UTF-8 bytes that each id stands for; 0 for special tokens. None if not byte-level.
+        """uint16, or uint32 if they need it, (vocab_size,): UTF-8 bytes of each id; 0 for special tokens. None if not byte-level.
 
         Source: the byte-to-unicode table of GPT-2 (one character per byte), which `tokenizers`' ByteLevel uses.
         """
@@ -81,11 +81,12 @@ class Tokenizer:
             return None
         special = {t.content for t in self._tokenizer.get_added_tokens_decoder().values() if t.special}
         added = {t.content for t in self._tokenizer.get_added_tokens_decoder().values()}
-        table = np.zeros(self.vocab_size, np.uint16)
+        table = np.zeros(self.vocab_size, np.int64)
         for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items():
             if token not in special:
                 table[number] = len(token.encode("utf-8")) if token in added else len(token)
-        return table
+        # A corpus with a line of equal letters can teach a tokenizer one token of more than 65,535 bytes.
+        return table.astype(np.uint16 if table.max(initial=0) < 2**16 else np.uint32)
 
     def id_bytes(self) -> list[bytes] | None:
         """The bytes that `decode` joins, by id below vocab_size; none for an id without a token. None if not byte-level.

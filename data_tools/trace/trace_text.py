@@ -20,7 +20,7 @@ from data_tools.trace.print_answer import answer_lines
 from data_tools.trace.questions import give, new_parser, open_question, parse
 from data_tools.trace.snippets import Context
 from data_tools.trace.spans import Match, maximal_spans
-from data_tools.trace.text_tokens import TextTokens, encode
+from data_tools.trace.text_tokens import encode
 from olmo_train.errors import ConfigError, run_command
 
 
@@ -105,7 +105,15 @@ def trace_text(trace: Trace, text: str, prompt: str = "") -> Answer:
     for number, found in enumerate(kept):
         for span in found.held.offsets:
             holders[span].append(number)
-    spans = [_span(trace, number, match, tokens, holders[number]) for number, match in enumerate(matches)]
+    heldout = [ranges.count for ranges in trace.searcher.find_all([match.ids for match in matches], "heldout")]
+    spans = [
+        FoundSpan(
+            number, m.start, m.end, tokens.char_starts[m.start], tokens.char_ends[m.end - 1],
+            tokens.text[tokens.char_starts[m.start] : tokens.char_ends[m.end - 1]], m.count, heldout[number], m.log_prob,
+            holders[number],
+        )
+        for number, m in enumerate(matches)
+    ]  # fmt: skip
     run = trace.history.run.run_name if trace.history is not None else None
     n_tokens = trace.searcher.n_tokens
     return Answer(text, tokens.texts, n_tokens, spans, documents, run, dict(redacted), clock.seconds, trace.find_notes())
@@ -114,6 +122,10 @@ def trace_text(trace: Trace, text: str, prompt: str = "") -> Answer:
 def _read(reader: DocumentReader, matches: Sequence[Match], trace: Trace) -> list[_Found]:
     """Every document with the texts around its spans."""
     config = trace.config.documents
+    held_documents = reader.hold(matches, config)
+    places = [_place(h.key, offset) for h in held_documents for offsets in h.offsets.values() for offset in offsets]
+    longest = max((len(match.ids) for match in matches), default=0)
+    trace.searcher.bring_in(places, config.context, longest + config.context)
     return [
         _Found(
             held,
@@ -123,7 +135,7 @@ def _read(reader: DocumentReader, matches: Sequence[Match], trace: Trace) -> lis
                 for offset in offsets
             ],
         )
-        for held in reader.hold(matches, config)
+        for held in held_documents
     ]
 
 
@@ -133,13 +145,6 @@ def _rank(found: list[_Found], query: str, limit: int | None) -> list[_Found]:
     for document, score in zip(found, scores.tolist(), strict=True):
         document.score = score
     return sorted(found, key=lambda document: -document.score)[:limit]
-
-
-def _span(trace: Trace, number: int, match: Match, tokens: TextTokens, documents: list[int]) -> FoundSpan:
-    start, end = tokens.char_starts[match.start], tokens.char_ends[match.end - 1]
-    heldout = trace.searcher.count(match.ids, "heldout")
-    text = tokens.text[start:end]
-    return FoundSpan(number, match.start, match.end, start, end, text, match.count, heldout, match.log_prob, documents)
 
 
 def _document(trace: Trace, reader: DocumentReader, number: int, found: _Found, redacted: Counter[str]) -> FoundDocument:

@@ -259,7 +259,7 @@ class ShardWriter:
         if token_bytes is not None:
             manifest.token_bytes = "index/token_bytes.idx"
             with open(self._work / manifest.token_bytes, "wb") as file:
-                np.save(file, token_bytes.astype(np.uint16))
+                np.save(file, token_bytes.astype(np.uint16 if token_bytes.max(initial=0) < 2**16 else np.uint32))
         write_manifest(self._work, manifest)
         os.rename(self._work, self.folder)
         return manifest

@@ -9,6 +9,7 @@ import pytest
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as HFTokenizer
 
+from olmo_train.data.shards import Corpus, ShardWriter, WriterOptions
 from olmo_train.errors import ConfigError
 from olmo_train.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -145,6 +146,23 @@ def test_token_bytes_sum_to_the_bytes_of_the_text(path: Path) -> None:
     for text in [*TEXTS, "an ü-token"]:
         (ids,) = tokenizer.encode_batch([text])
         assert int(table[ids].sum()) == len(text.encode("utf-8"))
+
+
+def test_a_token_of_more_than_65535_bytes_is_counted(tmp_path: Path) -> None:
+    """As one is learned from a document of 131,072 equal letters."""
+    tokenizer = HFTokenizer(models.BPE({"a": 0, "a" * 70_000: 1, END_OF_TEXT: 2}, []))
+    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
+    tokenizer.decoder = decoders.ByteLevel()
+    table = Tokenizer(save(tokenizer, tmp_path / "long.json")).token_bytes()
+    assert table is not None
+    assert table.tolist() == [1, 70_000, 0]
+    options = WriterOptions("uint16", 3, 2)
+    with ShardWriter(tmp_path / "shards", options) as writer:
+        writer.add("a", ("a", "a.jsonl", 1), np.array([1, 2]), 70_000)
+        writer.close(token_bytes=table)
+    stored = Corpus(tmp_path / "shards").token_bytes()
+    assert stored is not None
+    assert stored.tolist() == [1, 70_000, 0]
 
 
 def test_special_tokens_count_no_bytes(path: Path) -> None:
