@@ -75,6 +75,14 @@ class Kept:
         plain = dataclasses.asdict(value) if isinstance(value, Norms) else [dataclasses.asdict(entry) for entry in value]
         self._write(self._path(name, key, ".json"), json.dumps(plain).encode())
 
+    def values(self, name: str, key: Any) -> Any:
+        """Plain values kept by `keep_values`; None: there are none, or they cannot be read."""
+        return self._json(name, key)
+
+    def keep_values(self, name: str, key: Any, values: Any) -> None:
+        """Keep what JSON can hold."""
+        self._write(self._path(name, key, ".json"), json.dumps(values).encode())
+
     def _json(self, name: str, key: Any) -> Any:
         path = self._path(name, key, ".json")
         try:
