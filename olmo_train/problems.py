@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from olmo_train.config.data import WithoutConfig
 from olmo_train.config.dtypes import FloatType, MomentType
 from olmo_train.config.model import ModelConfig, MoEConfig
 from olmo_train.config.optim import OptimConfig, ScheduleKind
@@ -119,7 +120,20 @@ def _batch(run: TrainConfig, n_ranks: int) -> Iterator[str]:
             yield from _positive(f"data.repetition_mask.{name}", getattr(mask, name))
         if mask.max_period < mask.min_period:
             yield f"data.repetition_mask.max_period={mask.max_period} is less than min_period={mask.min_period}"
+    if data.without is not None:
+        yield from _without(data.without, run.max_tokens // data.global_batch_size)
     yield from _positive("data.prefetch", data.prefetch)
+
+
+def _without(without: WithoutConfig, last_step: int) -> Iterator[str]:
+    if not without.documents:
+        yield "data.without.documents is empty; give ids of documents, or data.without=null"
+    yield from _not_negative("data.without.after_step", without.after_step)
+    if without.after_step >= last_step > 0:
+        yield (
+            f"data.without.after_step={without.after_step}, but the run ends after step {last_step}, so nothing would be left "
+            "out; give an earlier step"
+        )
 
 
 def _sources(run: TrainConfig) -> Iterator[str]:

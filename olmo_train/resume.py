@@ -89,10 +89,16 @@ def state_text(live: Live, run: TrainConfig, progress: Progress) -> str:
         "peak_lr": progress.peak_lr,
         "optimizer_steps": live.optimizer.steps_taken,
         "guard": live.guard.state(),
-        "data": {"next_position": progress.step * live.order.rows, "order": live.order.key},
+        "data": {"next_position": progress.step * live.order.rows, "order": live.order.key, **_without(run, progress.step)},
         "n_ranks": live.layout.n_ranks,
     }
     return json.dumps(values, indent=1)
+
+
+def _without(run: TrainConfig, step: int) -> dict[str, Any]:
+    """The documents that some step up to `step` left out; empty if all steps saw all documents."""
+    without = run.data.without
+    return {} if without is None or step <= without.after_step else {"without": to_plain(without)}
 
 
 # ---- finding -----------------------------------------------------------------------------------------------------------
@@ -168,9 +174,15 @@ def resume(live: Live, run: TrainConfig, folder: Path) -> Progress:
     """Take up this run after the step saved in `folder`.
 
     Raises:
-        ConfigError: the data order is not the one the run began with; names what differs.
+        ConfigError: the data order is not the one the run began with, or other documents were left out; names what differs.
     """
     state = load_weights(live, folder, with_moments=True)
+    left_out, wanted = state["data"].get("without"), _without(run, state["step"]).get("without")
+    if left_out != wanted:
+        raise ConfigError(
+            f"data.without: the steps up to {state['step']} of {folder} left out {left_out}, by the config it is {wanted}; "
+            "restore it, or set data.without.after_step so that it tells what those steps did"
+        )
     saved, now = state["data"]["order"], live.order.key
     if saved["sha256"] != now["sha256"]:
         different = [

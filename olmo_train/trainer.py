@@ -213,6 +213,7 @@ class Trainer:
             masked[i, loader.first_row : loader.end_row] = torch.from_numpy(rows.masked)
         dist.all_reduce(checksums, group=self.layout.control)
         dist.all_reduce(masked, group=self.layout.control)
+        without = self._without_rows(interval)
         return [
             {
                 "step": step,
@@ -221,9 +222,26 @@ class Trainer:
                 "checksum": int(checksums[i]) % 2**62,
                 "masked_rows": masked[i].nonzero().flatten().tolist(),
                 "skipped": REASONS[int(result.verdict)],
+                **({"without_rows": without[step]} if step in without else {}),
             }
             for i, (step, _, _, result) in enumerate(interval.steps)
         ]
+
+    def _without_rows(self, interval: _Interval) -> dict[int, list[int]]:
+        """By step that leaves documents out, the rows of the global batch that held some of them."""
+        if self.run.data.without is None:
+            return {}
+        loader = self.parts.loader
+        changed = torch.zeros(len(interval.steps), loader.order.rows, dtype=torch.uint8)
+        for i, (_, _, rows, _) in enumerate(interval.steps):
+            if rows.without is not None:
+                changed[i, loader.first_row : loader.end_row] = torch.from_numpy(rows.without[:, 0] > 0)
+        dist.all_reduce(changed, group=self.layout.control)
+        return {
+            step: changed[i].nonzero().flatten().tolist()
+            for i, (step, _, rows, _) in enumerate(interval.steps)
+            if rows.without is not None
+        }
 
     # ---- evaluation and checkpoints ----------------------------------------------------------------
 

@@ -156,13 +156,13 @@ def replay(start: End, end: End, manner: Manner, work: Path) -> Verdict:
     Raises:
         ConfigError: the shards do not fit, or the trainer refused. CheckpointError: training failed, or records are missing.
     """
-    state, then = start.checkpoint.state, _start_of(end, start.step + 1)
+    state, then = start.checkpoint.state, start_of(end, start.step + 1)
     ranks = manner.ranks or state["n_ranks"]
     piece = Replay(start.checkpoint, manner.last_step, ranks, then.get("threads_per_rank"), manner.shards)
     steps = range(start.step + 1, manner.last_step + 1)
-    published = {name: _lines(end.records / name, steps) for name in ("metrics.jsonl", "data.jsonl")}
+    published = {name: read_lines(end.records / name, steps) for name in ("metrics.jsonl", "data.jsonl")}
     folder = train_again(piece, work)
-    replayed = {name: _lines(folder / name, steps) for name in published}
+    replayed = {name: read_lines(folder / name, steps) for name in published}
     reaches, weights, optimizer = manner.last_step == end.step, None, None
     if reaches:
         last = folder / "steps" / step_name(end.step)
@@ -183,7 +183,7 @@ def replay(start: End, end: End, manner: Manner, work: Path) -> Verdict:
     )
 
 
-def _start_of(end: End, step: int) -> dict[str, Any]:
+def start_of(end: End, step: int) -> dict[str, Any]:
     """What provenance.json says of the start of the run that trained a step."""
     file = end.records / "provenance.json"
     try:
@@ -194,7 +194,7 @@ def _start_of(end: End, step: int) -> dict[str, Any]:
     return covering[0] if covering else {}
 
 
-def _lines(file: Path, steps: range) -> dict[int, dict[str, Any]]:
+def read_lines(file: Path, steps: range) -> dict[int, dict[str, Any]]:
     """The lines of some steps.
 
     Raises:

@@ -15,6 +15,7 @@ from checkpoints.convert.step_folder import write_step
 from checkpoints.opening import Checkpoint
 from checkpoints.release import TRAINING
 from launch.local import local_command
+from olmo_train.config.data import WithoutConfig
 from olmo_train.config.train import Device, TrainConfig
 from olmo_train.data.manifest import read_manifest
 from olmo_train.errors import EXIT_USAGE, CheckpointError, ConfigError, ShardError
@@ -49,6 +50,8 @@ class Replay:
     """Per rank, as then; None: not known."""
     shards: Mapping[str, Path]
     """By source, where its shards lie now."""
+    without: WithoutConfig | None = None
+    """Documents to leave out, though the run had them (`olmo trace replay`); None: as it was."""
 
 
 def replay_config(replay: Replay, folder: Path) -> TrainConfig:
@@ -73,24 +76,27 @@ def replay_config(replay: Replay, folder: Path) -> TrainConfig:
     if run.optim.lr is None:  # it came with what the run was loaded from, and now comes with the state
         run.optim.lr = replay.start.state["peak_lr"]
     run.load = None
-    problems = _set_shards(run, replay)
+    if replay.without is not None:
+        run.data.without = replay.without
+    problems = set_shards(run, replay.shards, replay.start.state["data"]["order"])
     problems += [] if problems else find_problems(run, replay.ranks)
     if problems:
         raise ConfigError(problems)
     return run
 
 
-def _set_shards(run: TrainConfig, replay: Replay) -> list[str]:
+def set_shards(run: TrainConfig, shards: Mapping[str, Path], order: Mapping[str, Any]) -> list[str]:
+    """Say in a config where the shards of its sources lie now; problems of those that are not of the run's `order` (its key)."""
     sources = run.data.sources
     problems = [
         f"--shards {name}={path}: the run has no source {name}; it has {', '.join(sources)}"
-        for name, path in replay.shards.items()
+        for name, path in shards.items()
         if name not in sources
     ]
-    wanted = {source["name"]: source["manifest"] for source in replay.start.state["data"]["order"]["sources"]}
+    wanted = {source["name"]: source["manifest"] for source in order["sources"]}
     for name, source in sources.items():
-        if name in replay.shards:
-            source.path, source.files, source.dtype = str(replay.shards[name].absolute()), None, None
+        if name in shards:
+            source.path, source.files, source.dtype = str(shards[name].absolute()), None, None
         if source.path is None:
             continue  # published shards, found by their names; the trainer compares what it makes of them
         try:

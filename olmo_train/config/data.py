@@ -46,6 +46,16 @@ class RepetitionMaskConfig:
 
 
 @dataclass
+class WithoutConfig:
+    """Train as if some documents were not there: the places of their tokens hold end-of-text, and nothing predicts them."""
+
+    documents: list[str] = field(default_factory=list)
+    """Ids; every document with one of them is left out, in every source."""
+    after_step: int = 0
+    """Steps up to this one saw them, later ones do not; 0: no step does. `olmo trace replay` sets it to where it begins."""
+
+
+@dataclass
 class DataConfig:
     """Sources, mixture and batch geometry. Batch sizes are tokens."""
 
@@ -59,6 +69,8 @@ class DataConfig:
     document_masking: bool = False
     """Attention never crosses a document boundary."""
     repetition_mask: RepetitionMaskConfig | None = None
+    without: WithoutConfig | None = None
+    """Documents left out; everything else stays in its place, in its order and with its weight in the loss."""
     verify: VerifyLevel = VerifyLevel.SPOT
     """What is checked of the shards before training starts."""
     prefetch: int = 2

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from olmo_train.config.data import DataConfig
 from olmo_train.data.shards import Corpus
-from olmo_train.errors import ShardError
+from olmo_train.data.without import Without
+from olmo_train.errors import ConfigError, ShardError
 
 
 def find_data_problems(data: DataConfig, n_rows: int, needs_heldout: bool) -> list[str]:
@@ -41,7 +42,7 @@ def find_data_problems(data: DataConfig, n_rows: int, needs_heldout: bool) -> li
             "eval.eval_every is set, but no source holds documents out; write the manifest with heldout_frac, or "
             "set eval.eval_every=null"
         )
-    return problems
+    return problems + (_without_problems(data, corpora) if all_open else [])
 
 
 def readable_corpora(data: DataConfig) -> list[Corpus]:
@@ -58,6 +59,21 @@ def readable_corpora(data: DataConfig) -> list[Corpus]:
 def find_tokenizer(corpora: Iterable[Corpus]) -> Path | None:
     """The tokenizer file of the first manifest that names one."""
     return next((path for corpus in corpora if (path := corpus.tokenizer_path()) is not None), None)
+
+
+def _without_problems(data: DataConfig, corpora: list[Corpus]) -> list[str]:
+    """Of `data.without`; `corpora`: of every source, in order. Where a source has no manifest yet, the loader checks it later."""
+    if data.without is None:
+        return []
+    files = {
+        name: [file for file in corpus.files if source.select in (None, file.entry.source)]
+        for (name, source), corpus in zip(data.sources.items(), corpora, strict=True)
+    }
+    try:
+        Without(files, data.without)
+    except (ConfigError, ShardError) as error:
+        return error.problems if isinstance(error, ConfigError) else [str(error)]
+    return []
 
 
 def _tokenizer_problems(corpora: list[Corpus]) -> list[str]:

@@ -15,6 +15,7 @@ from olmo_train.data.manifest import manifest_path
 from olmo_train.data.order import DataOrder, HeldoutStream, Piece, Source
 from olmo_train.data.repetition import repeats
 from olmo_train.data.shards import Corpus
+from olmo_train.data.without import Columns, Without
 from olmo_train.errors import ShardError
 
 IGNORE = -100
@@ -30,22 +31,27 @@ class Rows:
 
     ids: int64 (B, T). labels: int64 (B, T), the next id of each position, IGNORE at the last one and in masked rows.
     documents: int32 (B, T), the number of the document within the row, or None. masked: bool (B,), rows left out of the loss.
+    without: int64 (B, 2), of each row the tokens replaced by end-of-text and the targets left out with them (without.py); None
+    where `data.without` says nothing.
     """
 
     ids: np.ndarray
     labels: np.ndarray
     documents: np.ndarray | None
     masked: np.ndarray
+    without: np.ndarray | None = None
 
     @property
     def n_targets(self) -> int:
-        """Positions that are predicted."""
-        return int((self.labels != IGNORE).sum())
+        """What the sum of losses is divided by: the positions that are predicted, and those that would be but for `without`."""
+        left_out = 0 if self.without is None else int(self.without[:, 1].sum())
+        return int((self.labels != IGNORE).sum()) + left_out
 
     def slice(self, start: int, end: int) -> "Rows":
         """Rows [start, end)."""
         documents = None if self.documents is None else self.documents[start:end]
-        return Rows(self.ids[start:end], self.labels[start:end], documents, self.masked[start:end])
+        without = None if self.without is None else self.without[start:end]
+        return Rows(self.ids[start:end], self.labels[start:end], documents, self.masked[start:end], without)
 
     def checksum(self, first_row: int) -> int:
         """A sum over rows that is the same however rows are shared out over ranks; kept in the ledger."""
@@ -97,12 +103,17 @@ class Loader:
         per_rank = order.rows // n_ranks
         self.order, self.config = order, config
         self.first_row, self.end_row = rank * per_rank, (rank + 1) * per_rank
+        files = {source.name: source.files for source in order.sources}
+        self._without = None if config.without is None else Without(files, config.without)
 
     def read(self, step: int) -> Rows:
         """This rank's rows of one step."""
         instances = self.order.batch(step, self.first_row, self.end_row)
         pieces = [instance.pieces for instance in instances]
-        return read_rows(pieces, self.config.seq_len, self.config.document_masking, self.config.repetition_mask)
+        rows = read_rows(pieces, self.config.seq_len, self.config.document_masking, self.config.repetition_mask)
+        if self._without is not None and step > self._without.after_step:
+            leave_out(rows, [self._without.columns(row) for row in pieces])
+        return rows
 
     def steps(self, first: int, last: int) -> Iterator[tuple[int, Rows]]:
         """(step, rows) of steps first..last. An error of the reading thread is raised here, at the step it belongs to."""
@@ -160,6 +171,22 @@ def read_rows(instances: list[tuple[Piece, ...]], seq_len: int, with_documents: 
         masked = repeats(ids, mask.min_period, mask.max_period, mask.max_count)
         labels[masked] = IGNORE
     return Rows(ids, labels, documents, masked)
+
+
+def leave_out(rows: Rows, columns: list[list[Columns]]) -> None:
+    """Put end-of-text in some columns of each row, and let nothing predict what stood there; changes `rows`.
+
+    A target is left out if and only if it is a token of a document that is left out, so every other one keeps its weight. The
+    first token after such a document stays a target: it is not the document's, and end-of-text is what it followed anyway. The
+    repetition mask was decided before, on what the row held, so the same rows are masked as in a run with the document.
+    """
+    rows.without = np.zeros((len(rows.ids), 2), np.int64)
+    for b, spans in enumerate(columns):
+        for start, end, eos_id in spans:
+            rows.ids[b, start:end] = eos_id
+            labels = rows.labels[b, max(start - 1, 0) : end - 1]
+            rows.without[b] += end - start, (labels != IGNORE).sum()
+            labels[:] = IGNORE
 
 
 def _number_documents(pieces: tuple[Piece, ...], row: np.ndarray) -> None:
