@@ -47,6 +47,14 @@ say "Norms, routing and the probability of a text over the run; a page for a bro
 run olmo checkpoints curve "runs/$run_name" --tokens-per-source 4096 --text "$prompt" >"runs/$run_name/curve.txt"
 printf 'tables: runs/%s/curve.txt   figures and page: runs/%s/inspect/report.html\n' "$run_name" "$run_name"
 
+say "An index of the shards: every span of every document, found in milliseconds"
+run olmo trace index shards=shards/demo 'documents=[corpus/demo/documents]'
+
+say "A generated sample led back to the documents it repeats, and to the steps that saw them"
+olmo generate "runs/$run_name" --prompt "$prompt" --max-tokens 80 --seed 1 --no-stream >"runs/$run_name/sample.txt" 2>&1
+run olmo trace text "runs/$run_name" --file "runs/$run_name/sample.txt" spans.max_spans=3 documents.per_span=2
+
 say "Report, after $((SECONDS - began)) seconds"
 run olmo report "runs/$run_name"
 printf '\n(the commands are in .venv/bin; `source .venv/bin/activate` puts them on your PATH)\n'
+printf '\nWhich documents, which steps, how the belief changed, in a browser:\n  olmo explore run=runs/%s\n' "$run_name"

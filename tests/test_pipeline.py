@@ -13,6 +13,9 @@ from checkpoints.publish import command as publish
 from checkpoints.verify import command as verify_checkpoints
 from data_tools import inspect_batch, inspect_document, tokenize_corpus, train_tokenizer, verify_shards
 from data_tools.run_order import open_run
+from data_tools.trace import build_index
+from data_tools.trace.opening import load_trace_config, open_trace
+from data_tools.trace.trace_text import trace_text
 from olmo_train.data.loader import Loader, source_corpus
 from olmo_train.tokenizer import Tokenizer
 from tests.runs import losses, metrics, run_training
@@ -101,6 +104,30 @@ def test_the_planted_sentence_leads_to_its_steps_and_they_to_it(run: Path, capsy
             assert f"epoch {epoch}" in printed
             parts[int(start)] = printed.split(f"tokens [{start}, {end}) of doc-123 ")[1].split("\n    ")[1].split("\n")[0]
         assert PLANTED in "".join(parts[start] for start in sorted(parts))
+
+
+def test_a_sentence_leads_to_its_document_and_to_the_steps_that_saw_it(run: Path) -> None:
+    build_index.main([f"shards={run.parent / 'shards'}", f"documents=[{run.parent / 'documents.jsonl'}]"])
+    config, order = open_run(str(run))
+    answer = trace_text(open_trace(str(run), load_trace_config([])), f"They say: {PLANTED} Nobody knows.")
+    [span] = [span for span in answer.spans if PLANTED in span.text]
+    assert (span.count, span.heldout_count) == (1, 0)
+    [number] = span.documents
+    document = answer.documents[number]
+    assert document.id == "doc-123"
+    [snippet] = [snippet for snippet in document.snippets if snippet.span == span.number]
+    assert snippet.sighted is not None
+    rows = {(sight.step, sight.row) for sight in snippet.sighted.sights}
+    place = snippet.sighted.place
+    by_reading = set()
+    for step in range(1, config.max_tokens // config.data.global_batch_size + 1):
+        for instance in order.batch(step):
+            for piece in instance.pieces:
+                is_file = order.sources[0].files.index(piece.file) == place.file
+                if is_file and piece.start < place.offset + span.end - span.start and piece.end > place.offset:
+                    by_reading.add((step, instance.row))
+    assert rows == by_reading
+    assert rows
 
 
 def test_documents_lead_to_steps_to_batches_and_back(run: Path) -> None:

@@ -44,6 +44,8 @@ def test_every_command_of_the_readme_runs_and_reports(outputs: dict[str, str]) -
     assert "Open report/report.html in a browser" in outputs["olmo checkpoints curve"]
     assert "import os" in outputs["olmo generate releases/first/main"]
     assert "matrices in f32" in outputs["olmo convert runs/first"]
+    assert "bytes per token" in outputs["olmo trace index"]
+    assert "in training documents" in outputs["olmo trace text"]
 
 
 def test_documents_that_the_readme_names_exist() -> None:

@@ -88,7 +88,7 @@ def test_the_same_release_published_by_several_at_once_is_there_once(place: str,
     open_hub(place)
     results = at_once(tmp_path, *[lambda: put(place, release)] * 3)
     assert set(results) <= {True, False}
-    assert True in results
+    assert any(results)
     is_whole(open_store(place), A)
     assert open_store(place).revisions() == [A]
 
