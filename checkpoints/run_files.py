@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from olmo_train.errors import ConfigError
+from olmo_train.errors import CheckpointError, ConfigError
 
 EVALUATIONS = "evaluations.jsonl"
 
@@ -32,18 +32,24 @@ class Evaluation:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of a file of JSON lines: none if it is not there, and a last line that was cut is left out."""
+    """Whole lines of a file of JSON lines: none if it is not there, and what was cut, within a character even, is left out."""
     lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
         try:
-            lines.append(json.loads(line))
+            value = json.loads(line)
         except ValueError:
             continue
+        if isinstance(value, dict):
+            lines.append(value)
     return lines
 
 
 def read_evaluations(run: Path) -> list[Evaluation]:
-    """All evaluations of a run by step, suite and label: those of training, then those made later, which replace them."""
+    """All evaluations of a run by step, suite and label: those of training, then those made later, which replace them.
+
+    Raises:
+        CheckpointError: a line of those made later lacks a field, or has one that is unknown.
+    """
     found: dict[tuple[int, str, str], Evaluation] = {}
     for line in read_lines(run / "metrics.jsonl"):
         for ours, suite in (("heldout", "heldout"), ("tasks", "olmo_eval")):
@@ -51,7 +57,11 @@ def read_evaluations(run: Path) -> list[Evaluation]:
                 found[line["step"], suite, label] = Evaluation(line["step"], suite, label, metrics, {"during": "training"})
     for line in read_lines(run / EVALUATIONS):
         line.pop("time", None)
-        found[line["step"], line["suite"], line["label"]] = Evaluation(**line)
+        try:
+            entry = Evaluation(**line)
+        except TypeError as error:
+            raise CheckpointError(f"{run / EVALUATIONS} has a line that is no evaluation ({error}): {str(line)[:200]}") from None
+        found[entry.step, entry.suite, entry.label] = entry
     return [found[key] for key in sorted(found)]
 
 

@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from data_tools.run_order import open_run
+from data_tools.run_order import is_left_out, open_run
 from olmo_train.config.data import SourceConfig
+from olmo_train.config.train import TrainConfig
 from olmo_train.data.checks import find_tokenizer
 from olmo_train.data.order import DataOrder, Instance
 from olmo_train.data.shards import Corpus
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"--row={args.row} is not in 0 .. {order.rows - 1}, the rows of a batch")
     tokenizer = _tokenizer(run.data.sources) if args.text else None
     for instance in order.batch(args.step, *((args.row, args.row + 1) if args.row is not None else (0, None))):
-        _print_row(order, instance, tokenizer)
+        _print_row(run, order, instance, tokenizer)
 
 
 def _tokenizer(sources: dict[str, SourceConfig]) -> Tokenizer:
@@ -38,13 +39,14 @@ def _tokenizer(sources: dict[str, SourceConfig]) -> Tokenizer:
     return Tokenizer(path)
 
 
-def _print_row(order: DataOrder, instance: Instance, tokenizer: Tokenizer | None) -> None:
+def _print_row(run: TrainConfig, order: DataOrder, instance: Instance, tokenizer: Tokenizer | None) -> None:
     print(f"step {instance.step} row {instance.row}: source {instance.source}, epoch {instance.epoch}")
     for span in order.documents(instance):
         row = span.file.index.row(span.ordinal)
+        gone = "; left out (data.without)" if is_left_out(run, row.id, instance.step) else ""
         print(
             f"  columns [{span.column_start}, {span.column_end})  tokens [{span.offset_start}, {span.offset_end}) of {row.id}  "
-            f"({row.src} line {row.loc}; {Path(span.file.entry.path).name} at {row.start})"
+            f"({row.src} line {row.loc}; {Path(span.file.entry.path).name} at {row.start}){gone}"
         )
         if tokenizer is not None:
             ids = span.file.read(row.start + span.offset_start, row.start + span.offset_end)

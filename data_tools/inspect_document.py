@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data_tools.run_order import open_run
+from data_tools.run_order import is_left_out, open_run
 from olmo_train.errors import ConfigError, run_command
 from olmo_train.step_folder import list_steps
 
@@ -36,8 +36,9 @@ def main(argv: list[str]) -> None:
                 for s in sightings:
                     after = next((step for step in saved if step >= s.step), None)
                     first = f"; first checkpoint after it: step {after}" if after is not None else ""
+                    gone = "; left out (data.without)" if is_left_out(run, args.id, s.step) else ""
                     print(f"  step {s.step} row {s.row} epoch {s.epoch}: tokens [{s.offset_start}, {s.offset_end}) at columns "
-                          f"[{s.column_start}, {s.column_end}){first}")  # fmt: skip
+                          f"[{s.column_start}, {s.column_end}){gone}{first}")  # fmt: skip
     if not found:
         raise ConfigError(f"id={args.id}: no document of {args.run} has this id; `olmo data batch {args.run} 1` shows some")
 

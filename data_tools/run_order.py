@@ -17,3 +17,9 @@ def open_run(folder: str) -> tuple[TrainConfig, DataOrder]:
     run = read_yaml(Path(folder) / "config.yaml", TrainConfig)
     sources = open_sources(run.data, Path(folder) / "data")
     return run, DataOrder(sources, run.seed, run.data.seq_len, run.data.global_batch_size)
+
+
+def is_left_out(run: TrainConfig, document_id: str, step: int) -> bool:
+    """Whether a run has end-of-text in the place of a document at a step (`data.without`)."""
+    without = run.data.without
+    return without is not None and step > without.after_step and document_id in without.documents

@@ -51,7 +51,7 @@ say "An index of the shards: every span of every document, found in milliseconds
 run olmo trace index shards=shards/demo 'documents=[corpus/demo/documents]'
 
 say "A generated sample led back to the documents it repeats, and to the steps that saw them"
-olmo generate "runs/$run_name" --prompt "$prompt" --max-tokens 80 --seed 1 --no-stream >"runs/$run_name/sample.txt" 2>&1
+olmo generate "runs/$run_name" --prompt "$prompt" --max-tokens 80 --seed 1 --no-stream >"runs/$run_name/sample.txt"
 run olmo trace text "runs/$run_name" --file "runs/$run_name/sample.txt" spans.max_spans=3 documents.per_span=2
 
 say "Report, after $((SECONDS - began)) seconds"

@@ -3,8 +3,9 @@
 import difflib
 import importlib
 import sys
+from functools import partial
 
-from olmo_train.errors import EXIT_USAGE, run_command
+from olmo_train.errors import EXIT_USAGE, ConfigError, run_command
 
 # verb: (module with `main(argv)`, one line for --help). A verb of two words is given as two words.
 VERBS = {
@@ -45,6 +46,9 @@ VERBS = {
     "report": ("checkpoints.report", "what a run reached, what lies where, what to try next"),
 }
 
+EXTRA_OF = dict.fromkeys(("pydivsufsort", "numba", "fastapi", "starlette", "pydantic", "uvicorn"), "trace")
+"""Packages that a whole verb needs, and the extra that brings them."""
+
 
 def usage() -> str:
     """The text of `olmo --help`."""
@@ -63,12 +67,26 @@ def main() -> int:
         verb = " ".join(words[:n])
         if verb in VERBS:
             sys.argv = [f"olmo {verb}", *words[n:]]
-            module = importlib.import_module(VERBS[verb][0])
-            return run_command(module.main, words[n:])
+            return run_command(partial(_run, verb), words[n:])
     said = " ".join(words[:2])
     close = difflib.get_close_matches(said, VERBS, n=1) or [verb for verb in VERBS if verb.startswith(f"{words[0]} ")]
     print(f"error: olmo {said}: no such verb{f'; did you mean {close[0]}?' if close else ''}\n\n{usage()}", file=sys.stderr)
     return EXIT_USAGE
+
+
+def _run(verb: str, argv: list[str]) -> None:
+    """Raises:
+    ConfigError: a package that the verb needs is not installed; names the extra that brings it.
+    """
+    try:
+        module = importlib.import_module(VERBS[verb][0])
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRA_OF:
+            raise
+        told = f"olmo {verb} needs the package {package}, which is not installed; pip install 'olmo-train[{EXTRA_OF[package]}]'"
+        raise ConfigError(told) from None
+    module.main(argv)
 
 
 if __name__ == "__main__":

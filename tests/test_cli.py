@@ -48,6 +48,21 @@ def test_an_unknown_verb_is_named_with_the_nearest_one() -> None:
     assert "did you mean data tokenize?" in done.stderr
 
 
+@pytest.mark.parametrize("package", ["numba", "pydivsufsort", "fastapi", "uvicorn"])
+def test_a_verb_whose_packages_are_missing_names_their_extra(package: str) -> None:
+    code = f"import sys; sys.modules['{package}'] = None; sys.argv = ['olmo', 'explore', 'run=x']; from olmo_train.cli import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    wanted = f"error: olmo explore needs the package {package}, which is not installed; pip install 'olmo-train[trace]'\n"
+    assert (done.returncode, done.stderr) == (2, wanted)
+
+
+def test_a_module_of_ours_that_is_missing_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.VERBS, "explore", ("checkpoints.nowhere", ""))
+    monkeypatch.setattr(sys, "argv", ["olmo", "explore"])
+    with pytest.raises(ModuleNotFoundError, match="nowhere"):
+        cli.main()
+
+
 def test_exit_statuses_tell_bad_input_from_a_failed_run(capsys: pytest.CaptureFixture[str]) -> None:
     def fail(error: Exception):  # type: ignore[no-untyped-def]
         def main(argv: list[str]) -> None:

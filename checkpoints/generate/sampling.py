@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+COLDEST = 1e-30
+"""Of temperatures besides 0: logits over a smaller one are beyond float32. The most probable token has it all long before."""
 LIKELY = 256
 """A nucleus is first looked for among so many tokens: sorting a whole vocabulary costs more than a step of a small model."""
 
@@ -52,7 +54,7 @@ def candidates(logits_V: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
 
     Sources: nucleus, Holtzman et al., arXiv 1904.09751; min-p, Nguyen et al., arXiv 2407.01082.
     """
-    probs_V = (logits_V / sampling.temperature).softmax(-1)
+    probs_V = (logits_V / max(sampling.temperature, COLDEST)).softmax(-1)
     limit = min(sampling.top_k or len(probs_V), len(probs_V))
     if limit == len(probs_V) and sampling.top_p == 1:
         kept = (probs_V >= sampling.min_p * probs_V.max()).nonzero()[:, 0]

@@ -78,6 +78,15 @@ def _check(answer: Answer, span: int, options: InfluenceOptions) -> FoundSpan:
     if span not in spans:
         have = f"its spans are {', '.join(map(str, spans))}" if spans else "no span of it stands in training documents"
         problems.append(f"--span={span} is not a span of the text; {have}")
+    problems += option_problems(options)
+    if problems:
+        raise ConfigError(problems)
+    return spans[span]
+
+
+def option_problems(options: InfluenceOptions) -> list[str]:
+    """What cannot be, whatever the text and the checkpoints are."""
+    problems = []
     for flag, value, known in (
         ("--precondition", options.precondition, ("auto", "adam", "none")),
         ("--rank", options.rank, ("influence", "cosine")),
@@ -87,14 +96,13 @@ def _check(answer: Answer, span: int, options: InfluenceOptions) -> FoundSpan:
             problems.append(f"{flag}={value} is not one of {', '.join(known)}")
     for flag, number, least in (
         ("--null", options.null, 0),
+        ("--seed", options.seed, 0),
         ("--documents", options.max_documents, 1),
         ("--checkpoints", options.max_checkpoints, 1),
     ):
         if number < least:
             problems.append(f"{flag}={number} must be at least {least}")
-    if problems:
-        raise ConfigError(problems)
-    return spans[span]
+    return problems
 
 
 def _resolve(options: InfluenceOptions, why_not: str | None) -> tuple[InfluenceOptions, list[str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from checkpoints.inspect.readable import one_line
 from checkpoints.inspect.tables import check_target, columns, value
 from checkpoints.trace.gradients import Chosen
-from checkpoints.trace.influence import influence_of
+from checkpoints.trace.influence import influence_of, option_problems
 from checkpoints.trace.influence_results import DocumentInfluence, Influence, InfluenceOptions
 from data_tools.trace.answer import Answer
 from data_tools.trace.questions import give, new_parser, open_question, parse
@@ -64,9 +64,7 @@ def _options(args: argparse.Namespace) -> InfluenceOptions:
     steps, layers = _numbers("--steps", args.steps, problems), _numbers("--layers", args.layers, problems)
     if not args.text:
         problems.append("--text is empty; give the text to trace")
-    if problems:
-        raise ConfigError(problems)
-    return InfluenceOptions(
+    options = InfluenceOptions(
         parameters=args.parameters.split(","),
         layers=layers,
         steps=steps,
@@ -78,6 +76,10 @@ def _options(args: argparse.Namespace) -> InfluenceOptions:
         max_checkpoints=args.checkpoints,
         device=args.device,
     )
+    problems += option_problems(options)
+    if problems:
+        raise ConfigError(problems)
+    return options
 
 
 def _numbers(flag: str, given: str | None, problems: list[str]) -> list[int] | None:

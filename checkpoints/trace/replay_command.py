@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
     else:
         document = left_out[0]
     assert part is not None
-    span = make_span(training, document, part, interval, args.context)
+    span = make_span(training, document, part, interval, None if args.context is None else Context(args.context))
     placebos = choose_placebos(training, left_out, span, interval, args.placebos)
     manner = Manner(args.ranks, shards, not args.no_control, placebos, choose_device(Device(args.device)))
     shown = Shown(training, indexes, left_out, interval, span, args.placebos)
@@ -104,7 +104,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--text", help="leave out the first document that holds the longest part of this text which stands in training data"
     )
     add("--span", metavar="WORDS", help="words of the document to ask for; default: the longest part that a row predicted")
-    add("--context", type=Context, choices=[Context.ROW, Context.DOCUMENT], help="what stands before the span; default: its row")
+    add("--context", choices=[Context.ROW.value, Context.DOCUMENT.value], help="what stands before the span; default: its row")
     add("--copies", action="store_true", help="leave out documents of equal tokens, too (needs the index)")
     add("--from", dest="start", metavar="STEP", help="begin at this checkpoint; default: the newest before the first sighting")
     add("--to", dest="end", metavar="STEP", help=f"end at this checkpoint, or `{LAST}` in reach; default: the first that saw it")

@@ -115,6 +115,8 @@ def open_training(target: Target, where: str, start: str | None, shards: Mapping
     if isinstance(target, StepTarget | ReleaseTarget):
         if start is not None:
             raise ConfigError(f"--from={start} goes with a run or a store of releases; {where} is where the replay starts")
+        if isinstance(target, StepTarget) and not (target.path.parent.parent / "config.yaml").is_file():
+            raise ConfigError(f"{where} is no step folder of a run (no config.yaml two folders up); give the folder of a run")
         start = target.path.name if isinstance(target, StepTarget) else target.revision
         target = RunTarget(target.path.parent.parent) if isinstance(target, StepTarget) else SeriesTarget(target.store)
     if isinstance(target, RunTarget):

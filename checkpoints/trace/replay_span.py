@@ -59,8 +59,20 @@ class Indexes:
 
 
 def open_indexes(training: Training, config_indexes: Sequence[str], privacy: Privacy) -> Indexes:
-    """Those that are named, or those of the run's shards."""
-    folders = [Path(folder) for folder in config_indexes] or [index_folder_of(corpus.folder) for corpus in training.corpora]
+    """Those that are named, or those of the run's shards.
+
+    Raises:
+        ConfigError: one that is named is not there.
+    """
+    named = [Path(folder) for folder in config_indexes]
+    problems = [
+        f"indexes: {folder} is no index (it has no {INDEX}); build it: olmo trace index shards=SHARDS output={folder}"
+        for folder in named
+        if not (folder / INDEX).is_file()
+    ]
+    if problems:
+        raise ConfigError(problems)
+    folders = named or [index_folder_of(corpus.folder) for corpus in training.corpora]
     missing = [folder for folder in folders if not (folder / INDEX).is_file()]
     blocked = privacy.blocked
     searcher = None

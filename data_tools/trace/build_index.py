@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_tools.trace.build_part import build_part, finished_part, part_unigrams
+from data_tools.trace.build_part import build_part, documents_sha256, finished_part, part_unigrams
 from data_tools.trace.codes import choose_ranks, sample_counts
 from data_tools.trace.config import IndexConfig
 from data_tools.trace.index_folder import (
@@ -156,7 +156,8 @@ def _finish(corpus: Corpus, folder: Path, records: list[PartRecord]) -> None:
     sums = {name: write_file(folder / name, [array]).sha256 for name, array in arrays.items()}
     sync_folder(folder)
     shards = os.path.relpath(corpus.folder.absolute(), folder.absolute())
-    write_index_manifest(folder, IndexManifest(shards, corpus.manifest.fingerprint(), vocab_size, records, sums))
+    documents = [documents_sha256(file) for file in corpus.files]
+    write_index_manifest(folder, IndexManifest(shards, corpus.manifest.fingerprint(), vocab_size, records, sums, documents))
     sync_folder(folder)
     remove_leftovers(folder, 0)
 

@@ -1,5 +1,6 @@
 """One part of an index: tokens of the shards in, its files and its record out."""
 
+import hashlib
 import zlib
 from pathlib import Path
 
@@ -15,9 +16,21 @@ from data_tools.trace.index_folder import (
     write_file,
     write_part_record,
 )
-from data_tools.trace.suffixes import leading_ranks, part_ends, sort_part, suffix_chunks
-from olmo_train.data.shards import Corpus
+from data_tools.trace.suffixes import CHUNK, leading_ranks, part_ends, sort_part, suffix_chunks
+from olmo_train.data.shards import Corpus, ShardFile
 from olmo_train.errors import ShardError
+
+
+def documents_sha256(file: ShardFile) -> str:
+    """Of the places and the ids of a token file's documents: the same for every copy of the shards."""
+    found = hashlib.sha256()
+    for suffix in (".starts.idx", ".ids.idx", ".heldout.idx"):
+        array = file.index.load(suffix)
+        found.update(f"{suffix} {array.dtype.str} {array.shape}\n".encode())
+        flat = array.reshape(-1)
+        for first in range(0, len(flat), CHUNK):
+            found.update(np.ascontiguousarray(flat[first : first + CHUNK]).data)
+    return found.hexdigest()
 
 
 def finished_part(folder: Path, part: PartRange) -> PartRecord | None:

@@ -1,7 +1,7 @@
 """How often a text stands in the data: `olmo trace count runs/first --text 'import os' --text 'def main('`.
 
 Counts are of token sequences, exact for any number of occurrences: of a text as it is tokenized by itself. Within a sentence the
-same words may begin with a space, and are then other tokens: `--text ' import os'`.
+same words may begin with a space, and are then other tokens; their number is told beside. As text: `--text ' import os'`.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data_tools.trace.occurrences import Documents, counts_by_part, documents, n_documents
-from data_tools.trace.questions import Asked, give, new_parser, open_question, parse, read_asked, shown
+from data_tools.trace.questions import (
+    Asked,
+    give,
+    new_parser,
+    open_question,
+    parse,
+    read_asked,
+    shown,
+    spaced_count,
+    spaced_lines,
+)
 from data_tools.trace.searcher import Searcher
 from olmo_train.errors import ConfigError, run_command
 
@@ -38,6 +48,8 @@ class Counted:
     """Training documents with an occurrence; None: there are more occurrences than were to be looked at."""
     sources: dict[str, SourceCount] = field(default_factory=dict)
     """Those with an occurrence."""
+    spaced_count: int | None = None
+    """Training occurrences of the text with a space before it; None: it begins with one, or there is no text."""
 
 
 def main(argv: list[str]) -> None:
@@ -78,7 +90,9 @@ def count_tokens(searcher: Searcher, asked: Asked, max_occurrences: int = MAX_OC
         by_source[source] = by_source.get(source, 0) + n
     sources = {name: SourceCount(n, _documents_of(searcher, found, name)) for name, n in by_source.items() if n}
     heldout = searcher.count(asked.ids, "heldout")
-    return Counted(asked.text, asked.ids, sum(by_part), heldout, None if found is None else n_documents(found), sources)
+    in_documents = None if found is None else n_documents(found)
+    spaced = spaced_count(searcher, asked)
+    return Counted(asked.text, asked.ids, sum(by_part), heldout, in_documents, sources, spaced)
 
 
 def _documents_of(searcher: Searcher, found: Documents | None, source: str) -> int | None:
@@ -123,7 +137,7 @@ def _lines(counted: Counted) -> list[str]:
     lines = [f"{shown(counted.text, counted.ids)}: {counted.count:,} times{n_documents}; held out: {counted.heldout_count:,}"]
     for name, source in counted.sources.items() if len(counted.sources) > 1 else ():
         lines.append(f"  {name}: {source.count:,}" + (f" in {source.documents:,}" if source.documents is not None else ""))
-    return lines
+    return lines + spaced_lines(counted.spaced_count)
 
 
 if __name__ == "__main__":

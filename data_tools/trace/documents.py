@@ -96,13 +96,13 @@ class DocumentReader:
     def row(self, key: DocumentKey) -> DocumentRow:
         """Id and origin of a document."""
         number = (key.corpus, key.file, key.ordinal // ROWS_PER_BLOCK)
-        block = self._blocks.get(number)
+        block, index = self._blocks.get(number), self.searcher.corpora[key.corpus].files[key.file].index
         if block is None:
-            block = self.searcher.corpora[key.corpus].files[key.file].index.read_block(number[2])
+            block = index.read_block(number[2])
             self._blocks[number] = block
             while len(self._blocks) > BLOCKS_KEPT:
                 self._blocks.popitem(last=False)
-        return block.row(key.ordinal)
+        return index.checked_row(block, key.ordinal)
 
     def metadata(self, key: DocumentKey) -> dict:
         """As the documents had it; empty if the index was built without them."""

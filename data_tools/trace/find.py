@@ -6,8 +6,20 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.trace.answer import Place, Sight, Sighted
+from data_tools.trace.documents import DocumentKey
 from data_tools.trace.opening import Trace
-from data_tools.trace.questions import Asked, give, has_tokenizer, new_parser, open_question, parse, read_asked, shown
+from data_tools.trace.questions import (
+    Asked,
+    give,
+    has_tokenizer,
+    new_parser,
+    open_question,
+    parse,
+    read_asked,
+    shown,
+    spaced_count,
+    spaced_lines,
+)
 from olmo_train.errors import ConfigError, run_command
 
 MAX_SIGHTS = 8
@@ -45,6 +57,8 @@ class FoundPlaces:
     count: int
     """Occurrences in documents of the split."""
     places: list[FoundPlace]
+    spaced_count: int | None = None
+    """Occurrences of the text with a space before it; None: it begins with one, or there is no text."""
 
 
 def main(argv: list[str]) -> None:
@@ -85,23 +99,23 @@ def find_places(trace: Trace, asked: Asked, limits: Limits = Limits()) -> FoundP
     places = trace.searcher.places(ranges, limits.places, limits.seed)
     places.sort(key=lambda place: (place.corpus, place.file, place.offset))
     found = [describe_place(trace, place, len(asked.ids), limits.context) for place in places]
-    return FoundPlaces(asked.text, asked.ids, ranges.count, found)
+    spaced = spaced_count(trace.searcher, asked, limits.split)
+    return FoundPlaces(asked.text, asked.ids, ranges.count, found, spaced)
 
 
 def describe_place(trace: Trace, place: Place, n_tokens: int, context: int) -> FoundPlace:
     """What is known of `n_tokens` tokens at a place."""
     file = trace.searcher.file(place)
     ordinal = int(np.searchsorted(file.index.starts, np.uint64(place.offset), side="right")) - 1
-    row, (start, end) = file.index.row(ordinal), file.index.span(ordinal)
-    last = place.offset + n_tokens
+    key = DocumentKey(place.corpus, place.file, ordinal, *file.index.span(ordinal))
+    row, offset = trace.documents.row(key), place.offset - key.start
     before = match = after = None
     if has_tokenizer(trace.searcher):
-        spans = ((max(start, place.offset - context), place.offset), (place.offset, last), (last, min(end, last + context)))
-        decode = trace.searcher.tokenizer.decode
-        (before, match, after), _ = trace.privacy.redact_parts([decode(file.read(a, b)) for a, b in spans])
+        parts = trace.documents.context(key, offset, n_tokens, context).parts
+        (before, match, after), _ = trace.privacy.redact_parts(parts, slice(1, 4))
+    (document, src), _ = trace.privacy.redact_names([row.id, row.src])
     sighted = None if trace.history is None else trace.history.sighted(trace.searcher, place, n_tokens)
-    offset = place.offset - start
-    return FoundPlace(place, row.id, file.entry.source, row.src, row.loc, offset, before, match, after, sighted)
+    return FoundPlace(place, document, file.entry.source, src, row.loc, offset, before, match, after, sighted)
 
 
 def _lines(found: FoundPlaces) -> list[str]:
@@ -113,7 +127,7 @@ def _lines(found: FoundPlaces) -> list[str]:
             lines.append(f"    {shown(f'{place.before}[{place.match}]{place.after}', [])[1:-1]}")
         if place.sighted is not None:
             lines.append(f"    {say_sights(place.sighted)}")
-    return lines
+    return lines + spaced_lines(found.spaced_count)
 
 
 def say_sights(sighted: Sighted) -> str:

@@ -40,6 +40,8 @@ PLAN = "plan.json"
 STRIDE = 256
 KEY = 8
 SPLITS = ("train", "heldout")
+OF_PART = ("train.sa", "train.top", "heldout.sa", "heldout.top", "unigrams.zz")
+SUMMED = ("ranks.idx", "unigrams.idx")
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class IndexManifest:
     parts: list[PartRecord]
     sha256: dict[str, str]
     """Of ranks.idx and unigrams.idx."""
+    documents_sha256: list[str] = field(default_factory=list)
+    """Of what the shards say of the documents of each token file: their places and ids. Empty: built without."""
 
 
 def part_path(folder: Path, number: int, what: str) -> Path:
@@ -124,11 +128,40 @@ def read_index_manifest(folder: Path) -> IndexManifest:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or (values.pop("format", None), values.pop("version", None)) != (FORMAT, VERSION):
             raise ValueError(f"it is not of format {FORMAT} version {VERSION}")
-        return IndexManifest(**{**values, "parts": [PartRecord(**part) for part in values["parts"]]})
+        manifest = IndexManifest(**{**values, "parts": [PartRecord(**part) for part in values["parts"]]})
+        _check_values(manifest)
+        return manifest
     except FileNotFoundError:
         raise ShardError(f"{path} does not exist; build an index with `olmo trace index shards=FOLDER`") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ShardError(f"{path} cannot be used: {error}; build it again with `olmo trace index`") from error
+
+
+def _check_values(manifest: IndexManifest) -> None:
+    """Raises ValueError where a value of index.json is not of its kind."""
+    _check_value("shards", manifest.shards, isinstance(manifest.shards, str))
+    _check_value("fingerprint", manifest.fingerprint, isinstance(manifest.fingerprint, str))
+    _check_value("vocab_size", manifest.vocab_size, type(manifest.vocab_size) is int and manifest.vocab_size > 0)
+    _check_value("sha256", manifest.sha256, _is_by_name(manifest.sha256, SUMMED))
+    _check_value("documents_sha256", manifest.documents_sha256, isinstance(manifest.documents_sha256, list))
+    for number, part in enumerate(manifest.parts):
+        for name in ("number", "file", "start", "end", "train", "heldout"):
+            value = getattr(part, name)
+            _check_value(f"parts[{number}].{name}", value, type(value) is int and value >= 0)
+        _check_value(f"parts[{number}].number", part.number, part.number == number)
+        _check_value(f"parts[{number}].end", part.end, part.train + part.heldout == part.end - part.start > 0)
+        _check_value(f"parts[{number}].separated", part.separated, type(part.separated) is bool)
+        _check_value(f"parts[{number}].sha256", part.sha256, _is_by_name(part.sha256, OF_PART))
+        _check_value(f"parts[{number}].block_crc32", part.block_crc32, _is_by_name(part.block_crc32, OF_PART))
+
+
+def _check_value(name: str, value: Any, is_right: bool) -> None:
+    if not is_right:
+        raise ValueError(f"{name}={value!r} cannot be")
+
+
+def _is_by_name(sums: Any, names: tuple[str, ...]) -> bool:
+    return isinstance(sums, dict) and sorted(sums) == sorted(names) and all(isinstance(text, str) for text in sums.values())
 
 
 def write_part_record(folder: Path, record: PartRecord) -> None:

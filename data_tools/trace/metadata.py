@@ -10,6 +10,7 @@ import array
 import gzip
 import hashlib
 import json
+import os
 import sys
 import tempfile
 import zlib
@@ -79,8 +80,11 @@ class Metadata:
         try:
             offsets = map_array(index, "<i8", (index.stat().st_size // 8,))
             with open(path, "rb") as data:
-                data.seek(int(offsets[block]))
-                return zlib.decompress(data.read(int(offsets[block + 1] - offsets[block]))).split(b"\n")
+                first, last = int(offsets[block]), int(offsets[block + 1])
+                if not 0 <= first < last <= os.fstat(data.fileno()).st_size:  # else gigabytes might be allocated for nothing
+                    raise ValueError(f"{index} says that it is bytes [{first}, {last})")
+                data.seek(first)
+                return zlib.decompress(data.read(last - first)).split(b"\n")
         except (OSError, IndexError, OverflowError, ValueError, zlib.error) as error:
             raise ShardError(
                 f"{path}: block {block} cannot be read: {error}; remove metadata* there and build again with documents="

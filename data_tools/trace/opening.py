@@ -35,7 +35,13 @@ class Trace:
     documents: DocumentReader
 
     def refresh(self) -> None:
-        """See what changed since: block lists, and how far the run has come."""
+        """See what changed since: block lists, and how far the run has come.
+
+        Raises:
+            ShardError: files that are searched were cut or taken away.
+        """
+        for part in self.searcher.parts:
+            part.check_files()
         if self.history is not None:
             self.history.refresh()
         blocked = self.privacy.blocked

@@ -43,6 +43,21 @@ class Part:
         """What search_kernels takes first."""
         return self.sa[split], self.top[split], self.tokens, self.rank_V, self.ends
 
+    def check_files(self) -> None:
+        """Raises:
+        ShardError: a mapped file was cut or taken away: a read beyond its end would not fail but end the process.
+        """
+        needed = {self.tokens_path: self.record.end * self.tokens.itemsize}
+        for split, path in self.sa_paths.items():
+            needed |= {path: self.sa[split].nbytes, path.with_suffix(".top"): self.top[split].nbytes}
+        for path, n_bytes in needed.items():
+            try:
+                found = path.stat().st_size
+            except OSError as error:
+                raise ShardError(f"{path}: {error.strerror}, and it is being searched; put it back") from error
+            if found < n_bytes:
+                raise ShardError(f"{path}: {found} bytes, {n_bytes} were there when it was opened; put the whole file back")
+
     def query(self, ids: np.ndarray, eos_id: int | None) -> np.ndarray:
         """uint32: ranks of ids (int64); 0, which matches nothing, for end-of-text and what is beyond the vocabulary."""
         known = (ids >= 0) & (ids < len(self.rank_V))

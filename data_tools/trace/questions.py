@@ -81,6 +81,19 @@ def read_asked(args: argparse.Namespace, searcher: Searcher) -> list[Asked]:
     return asked + [Asked(text_of(searcher, ids), ids) for ids in by_ids]
 
 
+def spaced_count(searcher: Searcher, asked: Asked, split: str = "train") -> int | None:
+    """Occurrences of the text with a space before it, as words stand within a sentence; None: it begins with white space, or
+    there is no text."""
+    if not asked.text or asked.text[0].isspace() or not has_tokenizer(searcher):
+        return None
+    return searcher.count(_encode([f" {asked.text}"], searcher)[0], split)
+
+
+def spaced_lines(count: int | None) -> list[str]:
+    """What is said of that, if there is anything to say."""
+    return [f"  with a space before it: {count:,} times (--text ' ...')"] if count else []
+
+
 def text_of(searcher: Searcher, ids: list[int]) -> str | None:
     """The text of ids; None without a tokenizer. Bytes that are no whole character become U+FFFD."""
     if not has_tokenizer(searcher):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.trace.build_part import part_unigrams
+from data_tools.trace.build_part import documents_sha256, part_unigrams
 from data_tools.trace.index_folder import (
     KEY,
+    NAME,
     SPLITS,
     IndexManifest,
     PartRange,
@@ -18,12 +19,14 @@ from data_tools.trace.index_folder import (
     map_array,
     part_path,
     read_index_manifest,
+    read_part_record,
     top_dtype,
     top_shape,
 )
 from data_tools.trace.metadata import metadata_problems
 from data_tools.trace.suffix_kernels import count, first_disorder, invert, put_runs
 from data_tools.trace.suffixes import checked_blocks, heldout_bits, leading_ranks, part_ends
+from data_tools.verify_shards import check_documents, check_tokenizer
 from olmo_train.data.manifest import BLOCK_BYTES
 from olmo_train.data.shards import Corpus
 from olmo_train.errors import ShardError, run_command
@@ -31,6 +34,7 @@ from olmo_train.errors import ShardError, run_command
 SPOTS = 8
 """Blocks of the index, and as many of the shards, that a spot check reads: 64 MiB in all."""
 REMEDY = "remove this part's files and build again with `olmo trace index`"
+AGAIN = "remove index.json and build again with `olmo trace index`"
 NOWHERE = 2**32 - 1
 
 
@@ -66,12 +70,14 @@ def verify_index(folder: Path, level: str, manifest: IndexManifest | None = None
     corpus = corpus or Corpus(folder / manifest.shards)
     if corpus.manifest.fingerprint() != manifest.fingerprint:
         return [foreign_shards(folder, manifest, corpus)]
-    problems = corpus.verify("full" if level == "order" else level, SPOTS) + _sizes(folder, manifest)
+    problems = corpus.verify("full" if level == "order" else level, SPOTS) + _geometry(folder, manifest, corpus)
+    problems += _sizes(folder, manifest)
     if problems or level == "size":
         return problems
     if level == "spot":
         return _spots(folder, manifest)
-    problems = _sums(folder, manifest) + metadata_problems(folder, len(corpus.files), manifest.fingerprint)
+    problems = _records(folder, manifest) + _sums(folder, manifest) + _documents(folder, manifest, corpus)
+    problems += metadata_problems(folder, len(corpus.files), manifest.fingerprint)
     if level == "order" and not problems:
         problems = _unigrams(folder, manifest) + [text for part in manifest.parts for text in _order(folder, corpus, part)]
     return problems
@@ -83,6 +89,53 @@ def foreign_shards(folder: Path, manifest: IndexManifest, corpus: Corpus) -> str
         f"{folder}: the index is of the shards with fingerprint {manifest.fingerprint[:16]}..., {corpus.folder} has "
         f"{corpus.manifest.fingerprint()[:16]}...: the shards were changed or exchanged; build the index again"
     )
+
+
+def _geometry(folder: Path, manifest: IndexManifest, corpus: Corpus) -> list[str]:
+    """Parts must be the token files, one after the other, and all of them."""
+    at = [0] * len(corpus.files)
+    for part in manifest.parts:
+        if part.file >= len(at) or part.start != at[part.file]:
+            where = f"part {part.number} is tokens [{part.start}, {part.end}) of file {part.file}"
+            return [f"{folder / NAME}: {where}, which does not go on from the part before; {AGAIN}"]
+        at[part.file] = part.end
+    return [
+        f"{folder / NAME}: its parts end at token {end} of {file.path}, which has {file.entry.tokens}; {AGAIN}"
+        for file, end in zip(corpus.files, at, strict=True)
+        if end != file.entry.tokens
+    ]
+
+
+def _records(folder: Path, manifest: IndexManifest) -> list[str]:
+    """index.json has no sum of its own: what it says of each part is said twice."""
+    problems = []
+    for part in manifest.parts:
+        path = part_path(folder, part.number, "json")
+        try:
+            found = read_part_record(folder, part.number)
+        except ShardError as error:
+            problems.append(str(error))
+            continue
+        if found != part:
+            what = "is missing" if found is None else f"is not what {NAME} says of this part"
+            problems.append(f"{path} {what}; {REMEDY}")
+    return problems
+
+
+def _documents(folder: Path, manifest: IndexManifest, corpus: Corpus) -> list[str]:
+    """Which document a token is of is told by the shards: their sidecars must be whole, and those the index was built on."""
+    problems = check_documents(corpus) + check_tokenizer(corpus)
+    if problems or not manifest.documents_sha256:
+        return problems
+    found = [documents_sha256(file) for file in corpus.files]
+    if len(found) != len(manifest.documents_sha256):
+        return [f"{folder / NAME}: sums of {len(manifest.documents_sha256)} files, the shards have {len(found)}; {AGAIN}"]
+    return [
+        f"{file.index.rows_path}: the documents are not those of the index: the sidecars of this file were exchanged; copy "
+        f"{file.index.rows_path.name} and {file.index.path('.*.idx')} again"
+        for file, one, wanted in zip(corpus.files, found, manifest.documents_sha256, strict=True)
+        if one != wanted
+    ]
 
 
 def _sizes(folder: Path, manifest: IndexManifest) -> list[str]:

@@ -235,7 +235,21 @@ class DocumentIndex:
 
     def row(self, ordinal: int) -> DocumentRow:
         """Everything known of a document; reads one block of the rows file."""
-        return self.read_block(ordinal // ROWS_PER_BLOCK).row(ordinal)
+        return self.checked_row(self.read_block(ordinal // ROWS_PER_BLOCK), ordinal)
+
+    def checked_row(self, block: "RowBlock", ordinal: int) -> DocumentRow:
+        """Of a document, from its block.
+
+        Raises:
+            ShardError: the rows are those of another file, or one of both is damaged: the id would be of another document.
+        """
+        row, (start, end) = block.row(ordinal), self.span(ordinal)
+        if (row.start, row.end) != (start, end):
+            raise ShardError(
+                f"{self.rows_path}: document {ordinal} ({row.id!r}) spans tokens [{row.start}, {row.end}), "
+                f"{self.path('.starts.idx')} says [{start}, {end}): one of them was damaged or exchanged; copy both again"
+            )
+        return row
 
     def read_block(self, block: int) -> "RowBlock":
         """A block of the rows file, for whoever asks for many rows: the rows of documents block * ROWS_PER_BLOCK and on.
@@ -246,8 +260,11 @@ class DocumentIndex:
         blocks = self.load(".blocks.idx")
         try:
             with open(self.rows_path, "rb") as file:
-                file.seek(int(blocks[block]))
-                text = gzip.decompress(file.read(int(blocks[block + 1] - blocks[block]))).decode("utf-8")
+                first, last = int(blocks[block]), int(blocks[block + 1])
+                if not first < last <= os.fstat(file.fileno()).st_size:  # else gigabytes might be allocated for nothing
+                    raise ValueError(f"{self.path('.blocks.idx')} says that it is bytes [{first}, {last})")
+                file.seek(first)
+                text = gzip.decompress(file.read(last - first)).decode("utf-8")
         except (OSError, EOFError, ValueError, IndexError, OverflowError, zlib.error) as error:
             raise ShardError(_block_problem(self.rows_path, block, error)) from error
         return RowBlock(self.rows_path, block, text)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from checkpoints.run_files import EVALUATIONS, Evaluation, add_evaluation, read_evaluations, read_lines
-from olmo_train.errors import ConfigError
+from olmo_train.errors import CheckpointError, ConfigError
 from tests.distributed import spawn
 
 
@@ -34,6 +34,15 @@ def test_a_line_that_was_cut_is_left_out(tmp_path: Path) -> None:
     assert read_lines(path) == []
     path.write_text('{"a": 1}\n{"a": 2}\n{"a"')
     assert read_lines(path) == [{"a": 1}, {"a": 2}]
+    path.write_bytes('{"a": 1}\n[]\n1\nnull\n{"a": "\u2028"}\n{"b": "\u00e9"}'.encode()[:-3])
+    assert read_lines(path) == [{"a": 1}, {"a": "\u2028"}]
+
+
+@pytest.mark.parametrize("line", ['{"step": 3}', '{"step": 1, "suite": "s", "label": "l", "metrics": {}, "other": 2}'])
+def test_a_line_that_is_no_evaluation_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / EVALUATIONS).write_text(line + "\n")
+    with pytest.raises(CheckpointError, match="evaluations.jsonl has a line that is no evaluation .*'step'"):
+        read_evaluations(tmp_path)
 
 
 def _add_many(run: Path) -> None:

@@ -93,6 +93,28 @@ def test_what_a_batch_shows_is_what_when_says(run: Path, capsys: pytest.CaptureF
     assert seen >= N_ROWS
 
 
+def test_what_the_run_left_out_is_marked_from_the_step_on(run: Path, own: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    seen = output(capsys, inspect_batch.main, run, 7, "--row", 2)[1]
+    document = re.search(r" of (\S+)  \(", seen)[1]  # type: ignore[index]
+    plain = output(capsys, inspect_document.main, run, document, "--steps", 40)
+    folder = planned(tmp_path / "without", own, f"data.without={{documents: [{document}], after_step: 6}}", "max_tokens=10240")
+    config, order = open_run(folder)
+    loader, checked = Loader(order, config.data, 0, 1), set()
+    for line in output(capsys, inspect_document.main, folder, document, "--steps", 40):
+        match = re.fullmatch(r"  step (\d+) row (\d+) (.*?)(; left out \(data.without\))?", line)
+        if match is not None:
+            rows = loader.read(int(match[1]))
+            is_gone = rows.without is not None and rows.without[int(match[2]), 0] > 0
+            assert is_gone == (match[4] is not None) == (int(match[1]) > 6)
+            checked.add(is_gone)
+            batch = output(capsys, inspect_batch.main, folder, match[1], "--row", match[2])
+            for row in batch[1:]:
+                assert row.endswith("; left out (data.without)") == (is_gone and f" of {document}  (" in row)
+            line = line.removesuffix("; left out (data.without)")
+        assert any(other.startswith(line) for other in plain)
+    assert checked == {True, False}
+
+
 def test_the_order_of_the_folder_alone_is_what_the_run_recorded(run: Path) -> None:
     config, order = open_run(str(run))
     loader = Loader(order, config.data, 0, 1)

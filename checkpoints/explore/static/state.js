@@ -8,6 +8,7 @@ export const state = {};
 export function readAddress() {
   const found = new URLSearchParams(location.hash.slice(1));
   for (const name of NAMES) state[name] = found.has(name) ? found.get(name) : null;
+  if (!/^\d{1,15}$/.test(state.from ?? "")) state.from = null; // addresses come from anywhere
   return state;
 }
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -289,6 +290,14 @@ def test_links_and_the_back_button_bring_a_view_again(tab: Tab, corpus: TextCorp
     other.goto(page.url)
     other.reload()
     expect(other.locator("#checkpoint h2")).to_have_text("Checkpoint of step 5")
+
+
+@pytest.mark.parametrize("values", ["from=abc", "from=NaN&step=x", "span=-1&step=1e9", "span=99&tab=__proto__&view=constructor"])
+def test_an_address_that_says_nonsense_shows_the_text(tab: Tab, corpus: TextCorpus, values: str) -> None:
+    page = tab.open("#" + urlencode({"text": first_words(corpus)}) + "&" + values)
+    expect(page.locator("#status")).to_contain_text("ms.")
+    expect(page.locator("#marked-title")).to_have_text("Text")
+    assert "NaN" not in page.locator("body").inner_text()
 
 
 def test_spans_that_lie_over_each_other_are_each_reached(tab: Tab) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 import urllib.request
 from pathlib import Path
@@ -332,6 +333,27 @@ def test_a_blocked_document_is_in_no_window(client: TestClient, run: Path, hosti
     assert "script" not in names
     (tmp_path / "blocked.txt").write_text("")
     assert other.get("/api/document", params=place).json()["id"] == "script"
+
+
+def test_shards_that_are_cut_while_they_are_served_are_told_and_the_server_lives(
+    run: Path, hostile: Hostile, tmp_path: Path
+) -> None:
+    shards = shutil.copytree(hostile.shards, tmp_path / "shards")
+    client = client_of(Session(run, configure(run, f"trace.indexes=[{shards / 'trace'}]")))
+    assert client.post("/api/trace", json={"text": SCRIPT}).json()["spans"]
+    for name in ("part-00000.train.sa", "part-00000.train.top"):
+        path, whole = shards / "trace" / name, (shards / "trace" / name).read_bytes()
+        os.truncate(path, 4)
+        status, told = refusal(client.post("/api/trace", json={"text": SCRIPT}))
+        assert status == 409
+        assert f"{name}: 4 bytes, " in told
+        path.unlink()
+        assert "it is being searched; put it back" in refusal(client.post("/api/trace", json={"text": SCRIPT}))[1]
+        path.write_bytes(whole)
+    for tokens in shards.glob("*/*.npy"):
+        os.truncate(tokens, 4)
+    status, told = refusal(client.post("/api/trace", json={"text": SCRIPT}))
+    assert (status, ".npy: 4 bytes, " in told) == (409, True)
 
 
 def test_personal_data_is_replaced_in_windows(client: TestClient, corpus: TextCorpus, run: Path, hostile: Hostile) -> None:

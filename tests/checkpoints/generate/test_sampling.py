@@ -98,6 +98,12 @@ def test_rounding_changes_no_choice_but_at_a_border() -> None:
             assert chosen[0] == chosen[1]
 
 
+@pytest.mark.parametrize("temperature", [1e-9, 1e-38, 1e-300, 5e-324])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_the_coldest_temperatures_take_the_most_probable_token(temperature: float, top_p: float) -> None:
+    assert set(draws(Sampling(temperature=temperature, top_p=top_p))) == {1}
+
+
 def test_a_token_without_probability_is_never_drawn() -> None:
     found = torch.tensor([float("-inf"), 0.0, float("-inf"), 0.0])
     generator = torch.Generator().manual_seed(0)

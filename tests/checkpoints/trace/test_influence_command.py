@@ -100,6 +100,18 @@ def test_wrong_flags_are_told_together(run: Path, index: Path) -> None:
     ]
 
 
+def test_wrong_options_are_told_before_the_text_is_traced(run: Path, index: Path) -> None:
+    words = ["--seed", "-1", "--precondition", "newton", "--rank", "length", "--device", "tpu"]
+    with pytest.raises(ConfigError) as error:
+        main(command(run, index, "xyzzy", *words))
+    assert error.value.problems == [
+        "--precondition=newton is not one of auto, adam, none",
+        "--rank=length is not one of influence, cosine",
+        "--device=tpu is not one of auto, cpu, cuda",
+        "--seed=-1 must be at least 0",
+    ]
+
+
 def test_a_text_that_stands_nowhere(run: Path, index: Path) -> None:
     with pytest.raises(ConfigError, match="no span of the text stands in training documents; a shorter one may"):
         main(command(run, index, "xyzzy"))

@@ -20,7 +20,7 @@ from data_tools.trace.searcher import Searcher
 from olmo_train.config.train import TrainConfig
 from olmo_train.data.order import DataOrder, Sighting
 from olmo_train.data.shards import Corpus
-from olmo_train.errors import CheckpointError, ConfigError
+from olmo_train.errors import EXIT_USAGE, CheckpointError, ConfigError
 from olmo_train.schema import read_yaml
 from tests.checkpoints.trace.planted import PLANTED, Planted
 from tests.checkpoints.verify.releases import assemble_series
@@ -164,10 +164,12 @@ def heldout(model: Any, order: DataOrder) -> float:
     return nats / n
 
 
-def test_another_number_of_ranks_shows_the_same(
-    run: Path, replayed: Replayed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_another_number_of_ranks_shows_the_same_and_an_index_elsewhere_may_be_named(
+    run: Path, replayed: Replayed, corpus: TextCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    two, one = replayed.found, asked(tmp_path, run, "--document", replayed.name, "--ranks=1")
+    build(IndexConfig(shards=str(corpus.shards), output=str(tmp_path / "index"), processes=1))
+    index = f"indexes=[{tmp_path / 'index'}]"
+    two, one = replayed.found, asked(tmp_path, run, "--document", replayed.name, "--ranks=1", index)
     assert not one["control"]["is_equal"]
     assert one["control"]["of_update"] < 1e-4
     assert one["effect"] == pytest.approx(two["effect"], rel=0.02)
@@ -176,6 +178,26 @@ def test_another_number_of_ranks_shows_the_same(
     assert "  control: NOT the published weights: difference " in told
     assert "    not as then: n_ranks: 2 there, 1 here" in told
     assert "the control is not the published checkpoint bit for bit, but both trainings are of this machine" in told
+    assert "nobody looked for other documents with the span" in replayed.told
+    ids = document_ids(corpus.shards, replayed.name)[one["span"]["start"] : one["span"]["end"]]
+    assert one["other_documents_with_span"] == n_holders(corpus.shards, ids, replayed.name)
+
+
+def n_holders(shards: Path, ids: list[int], name: str) -> int:
+    """Training documents but `name` that hold some tokens, one comparison at a time."""
+    holders = 0
+    for file in Corpus(shards).files:
+        for n in range(file.entry.documents):
+            a, b = file.index.span(n)
+            tokens = file.read(a, b).tolist()
+            is_held = any(tokens[i : i + len(ids)] == ids for i in range(len(tokens)))
+            holders += is_held and file.index.train_position(a) is not None and file.index.row(n).id != name
+    return holders
+
+
+def document_ids(shards: Path, name: str) -> list[int]:
+    found: list[int] = next(f.read(*f.index.span(n)).tolist() for f in Corpus(shards).files for n in f.index.find(name))
+    return found
 
 
 def test_steps_before_the_document_are_trained_to_the_same_bits(run: Path, replayed: Replayed) -> None:
@@ -187,7 +209,13 @@ def test_steps_before_the_document_are_trained_to_the_same_bits(run: Path, repla
     assert ours[first] != theirs[first]
 
 
-def test_a_ledger_that_says_other_data_is_told(copy: Path) -> None:
+def test_a_step_folder_is_where_the_replay_starts(run: Path) -> None:
+    assert refused(run / "steps/step00000004", "--document", first_seen(run, 6, 10), "--from=5") == (
+        f"--from=5 goes with a run or a store of releases; {run}/steps/step00000004 is where the replay starts"
+    )
+
+
+def test_a_ledger_that_says_other_data_is_told(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = first_seen(copy, 6, 10)
     seen = {s.step for s in sightings(order_of(copy), name, 10)}
     step = next(step for step in range(6, 11) if step not in seen)
@@ -196,31 +224,26 @@ def test_a_ledger_that_says_other_data_is_told(copy: Path) -> None:
     (copy / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     checksum = lines[step - 1]["checksum"]
     with pytest.raises(CheckpointError) as raised:
-        main([str(copy), "--document", name, "--no-control"])
+        main([str(copy / "steps/step00000004"), "--document", name, "--no-control", "--ranks=1"])
     assert str(raised.value) == (
         f"step {step} was fed other data: checksum {checksum - 1}, as it was {checksum}\n"
         "the shards are not those of the run; fetch them again"
     )
+    told = capsys.readouterr().out
+    assert "seen after step 4 up to 10 in " in told
+    assert "to train: 6 steps 1 times (without), 1,536 tokens in all" in told
 
 
-def test_a_step_folder_is_where_the_replay_starts(run: Path, tmp_path: Path) -> None:
-    name = first_seen(run, 6, 10)
-    found = asked(tmp_path, run / "steps/step00000004", "--document", name, "--no-control")
-    assert (found["start_step"], found["end_step"]) == (4, 10)
-    assert refused(run / "steps/step00000004", "--document", name, "--from=5") == (
-        f"--from=5 goes with a run or a store of releases; {run}/steps/step00000004 is where the replay starts"
-    )
-
-
-def test_releases_are_replayed_as_runs_are(run: Path, corpus: TextCorpus, tmp_path: Path) -> None:
+def test_releases_are_replayed_to_the_bits_of_the_run(run: Path, replayed: Replayed, corpus: TextCorpus, tmp_path: Path) -> None:
     store = tmp_path / "store"
     store.mkdir()
     assemble_series(run, [5, 10], store)
-    name = first_seen(run, 6, 10)
-    shards = f"--shards=demo={corpus.shards}"
-    found = asked(tmp_path, store, "--document", name, shards)
+    name, shards = replayed.name, f"--shards=demo={corpus.shards}"
+    found = asked(tmp_path, store, "--document", name, shards, "--no-control")
     assert (found["start"], found["end"]) == ("stage1-step5-tokens0B", "stage1-step10-tokens0B")
-    assert found["control"]["is_equal"]
+    assert found["baseline"] == "published"
+    assert [found["effect"], found["removal"]] == [replayed.found["effect"], replayed.found["removal"]]
+    assert reading(found, "without") == reading(replayed.found, "without")
     assert "give --shards demo=FOLDER with the shards of the run" in refused(store, "--document", name)
     assert "--shards web=" in refused(store, "--document", name, shards, f"--shards=web={corpus.shards}")
     assert refused(store, "--document", name, shards, "--from=stage1-step7-tokens0B") == (
@@ -275,54 +298,33 @@ def test_what_was_seen_often_is_less_probable_without(
     assert "  token" in told
 
 
-def test_copies_that_stay_are_told_of(planted: Planted, tmp_path: Path) -> None:
-    found = asked(tmp_path, planted.run, "--document", planted_name(planted), f"--span={PLANTED[:40]}", "--no-control")
+def test_a_text_is_led_back_to_the_first_document_of_its_longest_part_and_copies_that_stay_are_told_of(
+    planted: Planted, tmp_path: Path
+) -> None:
+    words = " ".join(PLANTED.split()[3:12])
+    hidden = PLANTED.split()[5]
+    text = f"--text=nothing of the kind {words} quite"
+    found = asked(tmp_path, planted.run, text, "--no-control", f"privacy.patterns={{animal: {hidden}}}")
+    ids = document_ids(planted.shards, found["document"])[found["span"]["start"] : found["span"]["end"]]
+    searcher = Searcher([planted.shards / "trace"])
+    assert words.split()[2] in searcher.tokenizer.decode(ids)
+    assert found["document"] in all_planted(planted)
+    first = min(searcher.places(searcher.find(ids)), key=lambda p: (p.corpus, p.file, p.offset))
+    file = searcher.file(first)
+    assert file.index.row(file.index.documents_between(first.offset, first.offset + 1)[0]).id == found["document"]
     assert found["other_documents_with_span"] == len(all_planted(planted)) - 1
     assert (
         f"{len(all_planted(planted)) - 1} other documents of the run hold the span and were not left out" in found["cautions"][0]
     )
+    assert hidden in searcher.tokenizer.decode(ids)
+    assert hidden not in found["context"]["text"] + "".join(found["span"]["tokens"])
 
 
-def test_a_text_is_led_back_to_the_first_document_of_its_longest_part(planted: Planted, tmp_path: Path) -> None:
-    words = " ".join(PLANTED.split()[3:12])
-    found = asked(tmp_path, planted.run, f"--text=nothing of the kind {words} quite", "--no-control", "--from=0", "--to=last")
-    text = "".join(found["span"]["tokens"])
-    assert words.split()[2] in text
-    assert found["document"] in all_planted(planted)
-    searcher = Searcher([planted.shards / "trace"])
-    ids = searcher.tokenizer.encode(text)
-    first = min(searcher.places(searcher.find(ids)), key=lambda p: (p.corpus, p.file, p.offset))
-    file = searcher.file(first)
-    assert file.index.row(file.index.documents_between(first.offset, first.offset + 1)[0]).id == found["document"]
-
-
-def test_an_index_elsewhere_may_be_named(run: Path, corpus: TextCorpus, tmp_path: Path) -> None:
-    build(IndexConfig(shards=str(corpus.shards), output=str(tmp_path / "index")))
-    name = first_seen(run, 6, 10)
-    found = asked(tmp_path, run, "--document", name, "--no-control", f"indexes=[{tmp_path / 'index'}]")
-    ids = document_ids(corpus.shards, name)[found["span"]["start"] : found["span"]["end"]]
-    holders = 0
-    for file in Corpus(corpus.shards).files:
-        for n in range(file.entry.documents):
-            a, b = file.index.span(n)
-            tokens = file.read(a, b).tolist()
-            is_held = any(tokens[i : i + len(ids)] == ids for i in range(len(tokens)))
-            holders += is_held and file.index.train_position(a) is not None and file.index.row(n).id != name
-    assert found["other_documents_with_span"] == holders
-
-
-def document_ids(shards: Path, name: str) -> list[int]:
-    found: list[int] = next(f.read(*f.index.span(n)).tolist() for f in Corpus(shards).files for n in f.index.find(name))
-    return found
-
-
-def test_blocked_documents_and_personal_data_are_not_shown(planted: Planted, tmp_path: Path) -> None:
+def test_blocked_documents_are_none_of_the_run(planted: Planted, tmp_path: Path) -> None:
     name = planted_name(planted)
     (tmp_path / "blocked").write_text(f"{name}\n")
     told = refused(planted.run, "--document", name, f"privacy.blocked=[{tmp_path / 'blocked'}]")
     assert told.startswith(f"--document={name}: no document of the run has this id; ")
-    found = asked(tmp_path, planted.run, "--document", name, "--no-control", "privacy.patterns={animal: cat}")
-    assert "cat" not in found["context"]["text"] + "".join(found["span"]["tokens"])
 
 
 # ---- what cannot be asked ------------------------------------------------------------------------------------------------
@@ -344,6 +346,26 @@ def test_words_that_do_not_go_together_are_told_at_once(run: Path, tmp_path: Pat
     ):
         assert line in told
     assert "is in a folder that does not exist" in refused(run, "--document=x", f"--json={tmp_path}/none/found.json")
+
+
+def test_an_index_that_is_named_must_be_there(run: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "none"
+    assert refused(run, "--document", first_seen(run, 6, 10), f"indexes=[{missing}]") == (
+        f"indexes: {missing} is no index (it has no index.json); build it: olmo trace index shards=SHARDS output={missing}"
+    )
+
+
+def test_a_folder_with_a_manifest_that_is_no_step_of_a_run_is_told(run: Path, corpus: TextCorpus) -> None:
+    assert refused(corpus.shards, "--document=x") == (
+        f"{corpus.shards} is no step folder of a run (no config.yaml two folders up); give the folder of a run"
+    )
+
+
+def test_contexts_that_are_not_there_are_named_in_words(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main([str(run), "--document=x", "--context=text"])
+    assert raised.value.code == EXIT_USAGE
+    assert "argument --context: invalid choice: 'text' (choose from 'row', 'document')" in capsys.readouterr().err
 
 
 def test_documents_that_cannot_be_left_out_are_told(run: Path, corpus: TextCorpus) -> None:

@@ -10,7 +10,7 @@ from data_tools.trace.searcher import Searcher
 from olmo_train.data.document_index import is_heldout
 from tests.data_tools.texts import refusal
 from tests.data_tools.trace.small_corpora import SHAPES, SmallCorpus, queries, small_corpus
-from tests.data_tools.trace.traced import COPIED, HELDOUT, HIDDEN, KEPT, PLANTED, SECRET, Traced
+from tests.data_tools.trace.traced import COPIED, HELDOUT, HIDDEN, KEPT, PLANTED, SECRET, Traced, opened
 
 
 @pytest.fixture(params=SHAPES)
@@ -33,6 +33,15 @@ def test_counts_are_those_of_brute_force(corpus: SmallCorpus) -> None:
     searcher = Searcher([corpus.index])
     for ids in queries(corpus, 150):
         check_count(searcher, corpus, ids)
+
+
+def test_the_form_with_a_space_is_counted_beside(traced: Traced) -> None:
+    searcher = opened(traced.run).searcher
+    encode = searcher.tokenizer.encode_batch
+    plain, spaced = (Asked(text, encode([text])[0]) for text in (PLANTED, f" {PLANTED}"))
+    assert count_tokens(searcher, plain).spaced_count == count_tokens(searcher, spaced).count == 1
+    assert count_tokens(searcher, spaced).spaced_count is None
+    assert count_tokens(searcher, Asked(None, spaced.ids)).spaced_count is None
 
 
 def test_blocked_documents_are_in_no_count(corpus: SmallCorpus) -> None:

@@ -56,7 +56,7 @@ def test_copies_are_places_each(trace: Trace) -> None:
 
 def test_the_text_around_a_place_ends_with_its_document(trace: Trace) -> None:
     (place,) = find_places(trace, ask(trace, EDGE), Limits(context=1000)).places
-    assert (place.before, place.match, place.after) == ("", EDGE, "<|endoftext|>")
+    assert (place.before, place.match, place.after) == ("", EDGE, "")
 
 
 def test_personal_data_is_redacted_even_across_the_edge_of_the_span(trace: Trace) -> None:
@@ -66,6 +66,19 @@ def test_personal_data_is_redacted_even_across_the_edge_of_the_span(trace: Trace
     assert place.after is not None
     assert "jane" not in place.match + place.after
     assert "[email]" in place.match + place.after
+
+
+def test_personal_data_is_redacted_even_across_the_edge_of_what_is_shown(trace: Trace) -> None:
+    for context in range(1, 12):
+        (place,) = find_places(trace, ask(trace, PERSONAL), Limits(context=context)).places
+        assert "jane" not in (place.after or "")
+
+
+def test_the_other_form_of_a_text_is_counted_beside(traced: Traced, trace: Trace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert find_places(trace, ask(trace, PLANTED)).spaced_count == 1
+    assert find_places(trace, ask(trace, f" {PLANTED}")).spaced_count is None
+    main([str(traced.run), "--text", PLANTED])
+    assert "with a space before it: 1 times (--text ' ...')" in capsys.readouterr().out
 
 
 def test_blocked_documents_are_not_found(traced: Traced, trace: Trace, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_tools.trace import verify_index
@@ -194,6 +195,12 @@ def test_damage_is_named_when_it_is_read_and_when_it_is_verified(dolma: Path, sh
     assert problem.endswith(f"...; {remedy}")
     with pytest.raises(ShardError, match="document 100000 cannot be read|block 390 cannot be read"):
         Metadata(shards / "trace").get(0, 100_000)
+    offsets = folder / "metadata-00000.idx"
+    array = np.fromfile(offsets, "<i8")
+    array[1] = 2**60
+    offsets.write_bytes(array.tobytes())
+    with pytest.raises(ShardError, match=rf"block 0 cannot be read: .*says that it is bytes \[0, {2**60}\)"):
+        Metadata(folder).get(0, 0)
     (folder / "metadata-00001.json").unlink()
     assert f"{folder / 'metadata-00001.json'} is missing; {remedy}" in metadata_problems(
         folder, 2, Corpus(shards).manifest.fingerprint()

@@ -13,7 +13,8 @@ import pytest
 from data_tools.trace.build_index import build
 from data_tools.trace.config import IndexConfig
 from data_tools.trace.index_folder import NAME, read_index_manifest
-from data_tools.trace.verify_index import REMEDY, main, verify_index
+from data_tools.trace.verify_index import AGAIN, REMEDY, main, verify_index
+from olmo_train.errors import ShardError
 from tests.data_tools.texts import refusal
 from tests.data_tools.trace.indexes import Kind, random_documents, write_shards
 
@@ -49,6 +50,7 @@ def resign(folder: Path) -> None:
         for what in part["sha256"]:
             path = folder / f"part-{part['number']:05d}.{what}"
             part["sha256"][what] = hashlib.sha256(path.read_bytes()).hexdigest()
+        (folder / f"part-{part['number']:05d}.json").write_text(json.dumps(part))
     for name in values["sha256"]:
         values["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     (folder / NAME).write_text(json.dumps(values))
@@ -118,6 +120,95 @@ def test_other_shards_are_refused(own: Path, built: Path, tmp_path: Path) -> Non
     wanted = read_index_manifest(own / "trace").fingerprint[:16]
     assert problem.startswith(f"{own / 'trace'}: the index is of the shards with fingerprint {wanted}..., ")
     assert problem.endswith("...: the shards were changed or exchanged; build the index again")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda v: v.update(shards=5), "shards=5"),
+        (lambda v: v.update(fingerprint=None), "fingerprint=None"),
+        (lambda v: v.update(vocab_size="x"), "vocab_size='x'"),
+        (lambda v: v.update(sha256=None), "sha256=None"),
+        (lambda v: v.update(documents_sha256="x"), "documents_sha256='x'"),
+        (lambda v: v["parts"][0].update(file=-1), "parts[0].file=-1"),
+        (lambda v: v["parts"][1].update(start="a"), "parts[1].start='a'"),
+        (lambda v: v["parts"][1].update(train=True), "parts[1].train=True"),
+        (lambda v: v["parts"][0].update(number=1), "parts[0].number=1"),
+        (lambda v: v["parts"][0].update(separated="no"), "parts[0].separated='no'"),
+        (lambda v: v["parts"][0].update(block_crc32=None), "parts[0].block_crc32=None"),
+        (lambda v: v["parts"][0]["sha256"].update({"../../x": "y"}), "parts[0].sha256={"),
+    ],
+)
+def test_a_value_of_index_json_that_cannot_be_is_named(own: Path, change: Callable[[dict], None], said: str) -> None:
+    path = own / "trace" / NAME
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(ShardError) as error:
+        verify_index(own / "trace", "size")
+    assert str(error.value).startswith(f"{path} cannot be used: {said}")
+    assert str(error.value).endswith(" cannot be; build it again with `olmo trace index`")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_parts_that_are_not_the_token_files_are_refused(own: Path, level: str) -> None:
+    path = own / "trace" / NAME
+    values = json.loads(path.read_text())
+    last = values["parts"].pop()
+    path.write_text(json.dumps(values))
+    [problem] = verify_index(own / "trace", level)
+    assert problem.startswith(f"{path}: its parts end at token {last['start']} of ")
+    assert problem.endswith(f"which has {last['end']}; {AGAIN}")
+    values["parts"].append({**last, "start": last["start"] - 1, "end": last["end"] - 1})
+    path.write_text(json.dumps(values))
+    [problem] = verify_index(own / "trace", level)
+    where = f"part {last['number']} is tokens [{last['start'] - 1}, {last['end'] - 1}) of file {last['file']}"
+    assert problem == f"{path}: {where}, which does not go on from the part before; {AGAIN}"
+
+
+def test_a_record_that_is_not_what_index_json_says_is_told(own: Path) -> None:
+    first, second, third = (own / "trace" / f"part-{n:05d}.json" for n in range(3))
+    first.write_text(json.dumps({**json.loads(first.read_text()), "separated": False}))
+    second.unlink()
+    third.write_text("{")
+    found = verify_index(own / "trace", "full")
+    assert found[:2] == [f"{first} is not what {NAME} says of this part; {REMEDY}", f"{second} is missing; {REMEDY}"]
+    assert found[2].startswith(f"{third} cannot be used: ")
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("suffix", [".starts.idx", ".ids.idx", ".heldout.idx", ".blocks.idx"])
+def test_a_changed_document_index_of_the_shards_is_named(own: Path, suffix: str) -> None:
+    path = own / "index/all" / f"part-00000{suffix}"
+    damage(path, lambda data: data.__setitem__(len(data) - 16, data[len(data) - 16] ^ 1))
+    [problem] = verify_index(own / "trace", "full")
+    assert str(path.relative_to(own)) in problem
+    assert problem.endswith("; copy it again")
+
+
+def test_exchanged_sidecars_of_files_of_one_size_are_found(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "x", [[1, 2, n + 3] for n in range(20)], Kind(heldout_frac=0.0, max_tokens_per_file=40))
+    folder = build(IndexConfig(str(shards), processes=1))
+    assert verify_index(folder, "full") == []
+    one, other = (sorted(path for path in shards.glob(f"*/**/part-0000{n}.*") if path.suffix in (".gz", ".idx")) for n in (0, 1))
+    assert len(one) == 5
+    for a, b in zip(one, other, strict=True):
+        mine, theirs = a.read_bytes(), b.read_bytes()
+        a.write_bytes(theirs)
+        b.write_bytes(mine)
+    found = verify_index(folder, "full")
+    assert len(found) == 2
+    for n, problem in enumerate(found):
+        assert (
+            f"part-0000{n}.csv.gz: the documents are not those of the index: the sidecars of this file were exchanged; copy "
+            in problem
+        )
+    path = folder / NAME
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "documents_sha256": ["x"]}))
+    assert verify_index(folder, "full") == [f"{path}: sums of 1 files, the shards have 2; {AGAIN}"]
+    path.write_text(json.dumps({name: value for name, value in values.items() if name != "documents_sha256"}))
+    assert verify_index(folder, "full") == []  # of an index that was built before there were these sums
 
 
 # ---- contents that are wrong though all sums fit -----------------------------------------------------------------------------

@@ -235,6 +235,28 @@ def test_a_missing_manifest_and_a_missing_index(own: Path, tmp_path: Path) -> No
         Corpus(own).token_bytes()
 
 
+def test_rows_of_another_file_and_blocks_beyond_the_rows_file_are_refused(own: Path) -> None:
+    """Either would name a document that does not hold the tokens, or ask for gigabytes."""
+    index = Corpus(own).files[0].index
+    start, end = index.span(3)
+    starts = index.path(".starts.idx")
+    moved = np.array(index.starts)
+    moved[4] += 1
+    with open(starts, "wb") as file:
+        np.save(file, moved)
+    index = Corpus(own).files[0].index
+    with pytest.raises(ShardError) as caught:
+        index.row(3)
+    said = f"spans tokens [{start}, {end}), {starts} says [{start}, {end + 1}): one of them was damaged or exchanged; copy both"
+    assert said in str(caught.value)
+    blocks = np.array(index.load(".blocks.idx"))
+    blocks[1] = 2**60
+    with open(index.path(".blocks.idx"), "wb") as file:
+        np.save(file, blocks)
+    with pytest.raises(ShardError, match=rf"csv\.gz: block 0 \(documents from 0\) cannot be read: .*bytes \[0, {2**60}\)"):
+        Corpus(own).files[0].index.row(0)
+
+
 def test_the_writer_refuses_what_would_lose_or_spoil_data(tmp_path: Path) -> None:
     options = WriterOptions("uint16", VOCAB, EOS)
     (tmp_path / "there").mkdir()
