@@ -11,7 +11,7 @@ demo: .venv/runtime
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh
 
 test: .venv/dev .venv/browser lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not slurm"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not slurm"
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -12,6 +12,22 @@ if not torch.cuda.is_available():
 
 from tests.corpora import write_corpus
 
+LONGEST = (
+    "test_readme.py",
+    "test_replay.py",
+    "test_training.py",
+    "test_page.py",
+    "test_publish.py",
+    "test_resume.py",
+    "test_card.py",
+)
+"""Files that take minutes: they begin first, so that no worker is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files stay whole and in order, the longest ones first (`--no-loadscope-reorder` keeps it so)."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -8,6 +8,7 @@ from olmo_train.config.train import TrainConfig
 from olmo_train.schema import load_config
 from olmo_train.train import find_all_problems, train
 from tests.distributed import spawn
+from tests.texts import VOCAB, TextCorpus
 
 SMALL = [
     "model=tiny_moe", "model.d_model=32", "model.n_layers=2", "model.n_heads=4", "model.vocab_size=97",
@@ -32,6 +33,13 @@ def train_here(overrides: list[str]) -> None:
 def run_training(overrides: list[str], n_ranks: int = 1) -> list[Any]:
     """Train on `n_ranks` ranks."""
     return spawn(train_here, n_ranks, overrides)
+
+
+def run_on_text(corpus: TextCorpus, folder: Path) -> Path:
+    """A finished run of two ranks on a corpus of texts, with checkpoints at steps 0, 1, 2, 4, 5 and 10 and held-out losses."""
+    words = [f"data.sources.demo.path='{corpus.shards}'", f"model.vocab_size={VOCAB}", "eval.eval_every=5"]
+    run_training(small(corpus.shards, folder, *words, "checkpoint.save_log_spaced=true"), 2)
+    return folder
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import run_training, small
-from tests.texts import VOCAB, TextCorpus, write_text_corpus
+from tests.runs import run_on_text
+from tests.texts import TextCorpus, write_text_corpus
 
 
 @pytest.fixture(scope="session")
@@ -18,10 +18,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> TextCorpus:
 @pytest.fixture(scope="session")
 def run(corpus: TextCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the run; two ranks wrote it. Read only: see `copy`."""
-    folder = tmp_path_factory.mktemp("runs") / "first"
-    words = [f"data.sources.demo.path='{corpus.shards}'", f"model.vocab_size={VOCAB}", "eval.eval_every=5"]
-    run_training(small(corpus.shards, folder, *words, "checkpoint.save_log_spaced=true"), 2)
-    return folder
+    return run_on_text(corpus, tmp_path_factory.mktemp("runs") / "first")
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from data_tools import tokenize_corpus
 from data_tools.trace.build_index import build, index_folder_of
 from data_tools.trace.config import IndexConfig
 from olmo_train.schema import load_config
-from tests.texts import TextCorpus
+from tests.runs import run_on_text
+from tests.texts import TextCorpus, write_text_corpus
 
 SCRIPT = "<script>window.hacked = 'script'</script> the old wet stone sees the small red fish and then it stays"
 IMAGE = (
@@ -45,6 +46,18 @@ class Hostile:
     documents: Path
     shards: Path
     index: Path
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> TextCorpus:
+    """One of its own: its shards get an index, which other tests of checkpoints must not find there."""
+    return write_text_corpus(tmp_path_factory.mktemp("explored corpus"))
+
+
+@pytest.fixture(scope="session")
+def run(corpus: TextCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """On that corpus. Read only."""
+    return run_on_text(corpus, tmp_path_factory.mktemp("explored runs") / "first")
 
 
 @pytest.fixture(scope="session")
