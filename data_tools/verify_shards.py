@@ -69,7 +69,8 @@ def _check_index(file: ShardFile, again: DocumentIndex, heldout_frac: float) -> 
     if len(blocks) < 2 or not rising or (blocks[0], blocks[-1]) != (0, size):
         raise ShardError(f"{path}: offsets do not rise from 0 to {size}, the bytes of {index.rows_path.name}; copy it again")
     for ordinal in range(0, entry.documents, ROWS_PER_BLOCK):
-        if index.row(ordinal) != again.row(ordinal):
+        # Not `index.row`, which refuses a row of another place without saying which of the files led there.
+        if index.read_block(ordinal // ROWS_PER_BLOCK).row(ordinal) != again.row(ordinal):
             raise ShardError(f"{path}: does not lead to the row of document {ordinal}; copy it again")
 
 

@@ -117,7 +117,7 @@ def _built(config: IndexConfig, folder: Path, todo: list[PartRange], n: int) -> 
             for future in as_completed(futures):
                 future.result()
                 yield futures[future]
-    except BrokenProcessPool:
+    except (BrokenProcessPool, BrokenPipeError):  # the latter where one is killed while it starts
         raise ShardError(
             f"{folder}: a builder was killed, for want of memory perhaps; finished parts stay, the same command goes on: "
             f"give fewer processes (now {n}), or remove the folder and give less memory_gib (now {config.memory_gib})"

@@ -137,7 +137,7 @@ def test_a_builder_that_is_killed_is_told_with_what_to_do(many: Path, tmp_path: 
     folder = tmp_path / "x"
     command = [sys.executable, "-m", "data_tools.trace.build_index", f"shards={many}", f"output={folder}"]
     process = subprocess.Popen([*command, "max_tokens_per_part=100", "processes=2"], stderr=subprocess.PIPE, text=True)
-    while not (found := children(process.pid)):
+    while not (found := children(process.pid)) or not any(folder.glob("part-*.json")):
         time.sleep(0.01)
     os.kill(found[0], signal.SIGKILL)
     _, said = process.communicate()
