@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import numpy as np
@@ -113,11 +113,14 @@ def _built(config: IndexConfig, folder: Path, todo: list[PartRange], n: int) -> 
         return
     try:
         with _pool(n) as pool:
-            futures = {pool.submit(build_part, config.shards, folder, part): part for part in todo}
+            try:
+                futures = {pool.submit(build_part, config.shards, folder, part): part for part in todo}
+            except (OSError, ValueError) as error:  # a builder was killed while another one was started
+                raise BrokenProcessPool(str(error)) from error
             for future in as_completed(futures):
                 future.result()
                 yield futures[future]
-    except (BrokenProcessPool, BrokenPipeError):  # the latter where one is killed while it starts
+    except BrokenProcessPool:
         raise ShardError(
             f"{folder}: a builder was killed, for want of memory perhaps; finished parts stay, the same command goes on: "
             f"give fewer processes (now {n}), or remove the folder and give less memory_gib (now {config.memory_gib})"
@@ -130,6 +133,10 @@ def _pool(n: int) -> Iterator[ProcessPoolExecutor]:
     pool = ProcessPoolExecutor(n, get_context("spawn"), _end_with, (os.getpid(),))
     try:
         yield pool
+    except BrokenProcessPool:
+        for child in active_children():  # the pool waits for ever for one that it started while it was breaking
+            child.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -133,14 +133,16 @@ def children(pid: int) -> list[int]:
     return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-def test_a_builder_that_is_killed_is_told_with_what_to_do(many: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_young", [True, False])
+def test_a_builder_that_is_killed_is_told_with_what_to_do(many: Path, tmp_path: Path, is_young: bool) -> None:
+    """While the others start, or once a part is finished; the build must not wait for ever."""
     folder = tmp_path / "x"
     command = [sys.executable, "-m", "data_tools.trace.build_index", f"shards={many}", f"output={folder}"]
     process = subprocess.Popen([*command, "max_tokens_per_part=100", "processes=2"], stderr=subprocess.PIPE, text=True)
-    while not (found := children(process.pid)) or not any(folder.glob("part-*.json")):
-        time.sleep(0.01)
+    while not (found := children(process.pid)) or not (is_young or any(folder.glob("part-*.json"))):
+        time.sleep(0.001)
     os.kill(found[0], signal.SIGKILL)
-    _, said = process.communicate()
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 2
     assert said.splitlines()[-1] == (
         f"error: {folder}: a builder was killed, for want of memory perhaps; finished parts stay, the same command goes on: give "
