@@ -41,7 +41,7 @@ def read_window(trace: Trace, snippets: SnippetReader, query: WindowQuery) -> di
         ConfigError: there is no such place. ShardError: the shards cannot be read.
     """
     file, key = _document(trace, query)
-    size, at = _text_end(trace, file, key) - key.start, query.offset - key.start
+    size, at = trace.documents.text_end(key) - key.start, query.offset - key.start
     middle = at - (query.n - query.length) // 2 if query.start is None else query.start
     start = max(0, min(middle, size - query.n))
     end = min(start + query.n, size)
@@ -74,17 +74,10 @@ def _document(trace: Trace, query: WindowQuery) -> tuple[ShardFile, DocumentKey]
     file = files[query.file]
     if query.offset >= file.entry.tokens:
         raise ConfigError(f"offset={query.offset} must be below {file.entry.tokens}, the tokens of the file")
-    if trace.searcher.blocked.holds(Place(query.corpus, query.file, query.offset)):
+    place = Place(query.corpus, query.file, query.offset)
+    if trace.searcher.blocked.holds(place):
         raise ConfigError("the document that stands there is blocked (privacy.blocked)")
-    ordinal = file.index.documents_between(query.offset, query.offset + 1)[0]
-    return file, DocumentKey(query.corpus, query.file, ordinal, *file.index.span(ordinal))
-
-
-def _text_end(trace: Trace, file: ShardFile, key: DocumentKey) -> int:
-    """Of the document without its end-of-text token."""
-    eos = trace.searcher.corpora[key.corpus].manifest.eos_id
-    ends_in_eos = eos is not None and key.end > key.start and int(file.read(key.end - 1, key.end)[0]) == eos
-    return key.end - ends_in_eos
+    return file, trace.documents.key_of(place)
 
 
 def _pieces(

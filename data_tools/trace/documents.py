@@ -83,13 +83,22 @@ class DocumentReader:
                 held.offsets[number] = held.offsets[number][:MOST_SNIPPETS]
         return sorted((held for same in found.values() for held in same), key=lambda h: (h.key.corpus, h.key.file, h.key.ordinal))
 
+    def key_of(self, place: Place) -> DocumentKey:
+        """The document that holds a place."""
+        index = self.searcher.file(place).index
+        ordinal = index.documents_between(place.offset, place.offset + 1)[0]
+        return DocumentKey(place.corpus, place.file, ordinal, *index.span(ordinal))
+
+    def text_end(self, key: DocumentKey) -> int:
+        """Offset in the token file where the document ends, its end-of-text token left out."""
+        corpus = self.searcher.corpora[key.corpus]
+        eos = corpus.manifest.eos_id
+        ends_in_eos = eos is not None and key.end > key.start and int(corpus.files[key.file].read(key.end - 1, key.end)[0]) == eos
+        return key.end - ends_in_eos
+
     def context(self, key: DocumentKey, offset: int, n_tokens: int, context: int) -> Context:
         """A span with the tokens around it. `offset`: in the document."""
-        file = self.searcher.corpora[key.corpus].files[key.file]
-        end = key.end
-        eos = self.searcher.corpora[key.corpus].manifest.eos_id
-        if eos is not None and end > key.start and int(file.read(end - 1, end)[0]) == eos:
-            end -= 1
+        file, end = self.searcher.corpora[key.corpus].files[key.file], self.text_end(key)
         at = key.start + offset
         return self._snippets.read(file, (key.start, max(end, at + n_tokens)), (at, at + n_tokens), context)
 

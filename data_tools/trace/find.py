@@ -3,10 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from data_tools.trace.answer import Place, Sight, Sighted
-from data_tools.trace.documents import DocumentKey
 from data_tools.trace.opening import Trace
 from data_tools.trace.questions import (
     Asked,
@@ -106,8 +103,7 @@ def find_places(trace: Trace, asked: Asked, limits: Limits = Limits()) -> FoundP
 def describe_place(trace: Trace, place: Place, n_tokens: int, context: int) -> FoundPlace:
     """What is known of `n_tokens` tokens at a place."""
     file = trace.searcher.file(place)
-    ordinal = int(np.searchsorted(file.index.starts, np.uint64(place.offset), side="right")) - 1
-    key = DocumentKey(place.corpus, place.file, ordinal, *file.index.span(ordinal))
+    key = trace.documents.key_of(place)
     row, offset = trace.documents.row(key), place.offset - key.start
     before = match = after = None
     if has_tokenizer(trace.searcher):

@@ -80,8 +80,7 @@ def _stands_within(searcher: Searcher, form: Matched, table: list[bytes]) -> boo
 def _is_between(searcher: Searcher, inside: list[int], head: bytes, tail: bytes, table: list[bytes]) -> bool:
     for place in searcher.places(searcher.find(inside), MAX_CHECKED):
         file = searcher.file(place)
-        ordinal = int(np.searchsorted(file.index.starts, np.uint64(place.offset), side="right")) - 1
-        low, high = file.index.span(ordinal)
+        low, high = file.index.span(file.index.documents_between(place.offset, place.offset + 1)[0])
         end = place.offset + len(inside)
         before = b"".join(table[i] for i in file.read(max(low, place.offset - len(head)), place.offset))
         after = b"".join(table[i] for i in file.read(end, min(high, end + len(tail))))
