@@ -8,6 +8,9 @@ from collections.abc import Callable
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: a signal stopped the run after it had saved; the same command continues it.
+EXIT_HUNG = 76  # the watchdog ended this rank: it or another made no progress or gave no sign of life
+EXIT_UNHEALTHY = 77  # a device or a node failed the health check; starting again makes sense without it
+EXIT_CORRUPT = 78  # replicas, or a step taken twice, differ: a device computes wrongly
 
 
 class ConfigError(ValueError):
@@ -32,6 +35,26 @@ class CheckpointError(RuntimeError):
 
 class TrainingError(RuntimeError):
     """A run that must not go on: non-finite loss under `on_nonfinite=stop`, or too many skipped steps."""
+
+
+class UnhealthyError(RuntimeError):
+    """A device or a link that computes wrongly, found before training; `nodes` should not be used again."""
+
+    exit_status = EXIT_UNHEALTHY
+
+    def __init__(self, message: str, nodes: list[str]) -> None:
+        super().__init__(message)
+        self.nodes = nodes
+
+
+class CorruptionError(RuntimeError):
+    """Replicas, or one computation done twice, differ; `nodes` are suspected, none where nobody can tell."""
+
+    exit_status = EXIT_CORRUPT
+
+    def __init__(self, message: str, nodes: list[str]) -> None:
+        super().__init__(message)
+        self.nodes = nodes
 
 
 class StoppedBySignal(SystemExit):
@@ -68,6 +91,9 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
     except (CheckpointError, TrainingError) as error:
         print(f"{prefix}{error}", file=sys.stderr)
         return EXIT_FAILED
+    except (UnhealthyError, CorruptionError) as error:
+        print(f"{prefix}{error}", file=sys.stderr)
+        return error.exit_status
     except BrokenPipeError:
         # `olmo ... | head` closed the pipe; not worth a traceback. Point stdout at nothing so that the flush at exit is quiet.
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - lives until exit

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 # What may change between two starts of one run; everything else decides weights, order or schedule and must stay.
 FREE = (
-    "run_name", "run_dir", "stop_at_step", "gc_every", "parallel", "kernels", "checkpoint", "eval", "metrics", "load",
+    "run_name", "run_dir", "stop_at_step", "gc_every", "parallel", "kernels", "checkpoint", "eval", "metrics", "faults", "load",
     "data.micro_batch_size", "data.verify", "data.prefetch", "optim.max_skips_in_a_row", "optim.on_nonfinite",
 )  # fmt: skip
 

@@ -13,7 +13,14 @@ PACKAGES = ("olmo_train", "data_tools", "checkpoints", "launch")
 # A file may import from strictly lower floors, and within its own folder.
 FLOORS = [
     {"olmo_train.errors", "olmo_train.files", "olmo_train.rng", "olmo_train.step_folder"},
-    {"olmo_train.config", "olmo_train.schema", "olmo_train.tokenizer", "olmo_train.checkpoint", "olmo_train.kernels"},
+    {
+        "olmo_train.attempt",
+        "olmo_train.config",
+        "olmo_train.schema",
+        "olmo_train.tokenizer",
+        "olmo_train.checkpoint",
+        "olmo_train.kernels",
+    },
     {
         "olmo_train.model",
         "olmo_train.data",
@@ -27,6 +34,7 @@ FLOORS = [
         "olmo_train.evaluate",
         "olmo_train.downstream",
         "olmo_train.saver",
+        "olmo_train.drill",
         "data_tools",
         "launch",
         "olmo_train.cli",
@@ -37,7 +45,7 @@ FLOORS = [
 ]
 # No torch is needed to look at a shard, a config or a job script; these import only each other.
 TORCH_FREE = (
-    "olmo_train.errors", "olmo_train.files", "olmo_train.step_folder", "olmo_train.config", "olmo_train.schema", "olmo_train.tokenizer", "olmo_train.problems", "olmo_train.cli",
+    "olmo_train.errors", "olmo_train.files", "olmo_train.step_folder", "olmo_train.attempt", "olmo_train.config", "olmo_train.schema", "olmo_train.tokenizer", "olmo_train.problems", "olmo_train.cli",
     "olmo_train.data", "olmo_train.model.size", "olmo_train.model.shapes", "olmo_train.model.activations", "olmo_train.model.memory", "olmo_train.model.recipes", "data_tools", "launch",
 )  # fmt: skip
 

@@ -7,6 +7,7 @@ from omegaconf import MISSING
 
 from olmo_train.config.data import DataConfig
 from olmo_train.config.dtypes import FloatType
+from olmo_train.config.faults import FaultsConfig
 from olmo_train.config.model import ModelConfig
 from olmo_train.config.optim import OptimConfig
 
@@ -104,6 +105,12 @@ class CheckpointConfig:
     """Write in the background while training goes on."""
     max_failures: int = 3
     """Failed saves in a row after which the run ends with the error."""
+    stage_dir: str | None = None
+    """A folder on each node's own disk: a save is written there and copied to the run folder from there; None: directly."""
+    mirror: str | None = None
+    """A folder or an object store (s3://bucket/prefix) to which finished step folders are copied in the background."""
+    keep_local: int | None = None
+    """With `mirror`: how many permanent step folders stay here once the mirror holds and has verified them; None: all."""
 
 
 @dataclass
@@ -182,5 +189,6 @@ class TrainConfig:
     checkpoint: CheckpointConfig = MISSING
     eval: EvalConfig = MISSING
     metrics: MetricsConfig = MISSING
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
     load: LoadConfig | None = None
     """None: start from random weights."""
