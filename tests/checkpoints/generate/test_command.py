@@ -1,5 +1,6 @@
 """`olmo generate`: what it prints, in which order, how it ends, and what it refuses."""
 
+import functools
 import json
 import os
 import signal
@@ -191,7 +192,9 @@ ENDLESS = ["--max-tokens", "1000000", "--slide", "--temperature", "0"]
 def start(*words: object, stdout: Any = subprocess.PIPE) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "checkpoints.generate.command", *map(str, words)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment)
+    # What starts the tests in the background ignores SIGINT, and children inherit that.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heed)
 
 
 def test_an_interrupted_text_is_what_was_made(run: Path) -> None:
