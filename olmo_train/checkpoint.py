@@ -77,6 +77,12 @@ class StreamedShard:
     """Consecutive rows from `start` to `stop`."""
 
 
+Groups = Mapping[str, Mapping[str, Shard | StreamedShard]]
+"""Shards by name by group."""
+Record = dict[str, Any]
+"""What a rank wrote: `files` as in the manifest, `tensors` by group with this rank's rows."""
+
+
 @dataclass(frozen=True)
 class WrittenFile:
     """What a file became."""
@@ -95,13 +101,22 @@ def temporary_folder(steps: Path, step: int, attempt: str) -> Path:
     return steps / f".{step_name(step)}.tmp-{attempt}"
 
 
-def write_rank(folder: Path, rank: int, n_ranks: int, groups: Mapping[str, Mapping[str, Shard | StreamedShard]]) -> None:
+def write_rank(folder: Path, rank: int, n_ranks: int, groups: Groups) -> None:
     """Write one file per group ("model", "optim", "rng") with this rank's shards, then the record of them.
 
     Raises:
         CheckpointError: the file system refused; names the file.
     """
-    record: dict[str, Any] = {"files": {}, "tensors": {}}
+    write_record(folder, rank, write_files(folder, rank, n_ranks, groups))
+
+
+def write_files(folder: Path, rank: int, n_ranks: int, groups: Groups) -> Record:
+    """Write one file per group, synced; return the record of them, which `write_record` makes known.
+
+    Raises:
+        CheckpointError: the file system refused; names the file.
+    """
+    record: Record = {"files": {}, "tensors": {}}
     name = ""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,13 +130,29 @@ def write_rank(folder: Path, rank: int, n_ranks: int, groups: Mapping[str, Mappi
                 key: {"dtype": DTYPE_NAMES[s.dtype], "shape": list(s.shape), "file": name, "start": s.start, "stop": s.stop}
                 for key, s in kept.items()
             }
-        name = _record_name(rank)
-        write_atomic(folder / name, json.dumps(record).encode())
     except OSError as error:
-        raise CheckpointError(
-            f"{folder / name}: {error.strerror or error}; free space or mend the file system, the run's other "
-            "checkpoints are untouched"
-        ) from error
+        raise refused(folder / name, error) from error
+    return record
+
+
+def write_record(folder: Path, rank: int, record: Record) -> None:
+    """Say that a rank's files are written; their names come to disk first.
+
+    Raises:
+        CheckpointError: the file system refused.
+    """
+    try:
+        sync_folder(folder)
+        write_atomic(folder / _record_name(rank), json.dumps(record).encode())
+    except OSError as error:
+        raise refused(folder / _record_name(rank), error) from error
+
+
+def refused(path: Path, error: OSError) -> CheckpointError:
+    """The error for a file of a save that could not be written."""
+    return CheckpointError(
+        f"{path}: {error.strerror or error}; free space or mend the file system, the run's other checkpoints are untouched"
+    )
 
 
 def commit(
@@ -131,16 +162,19 @@ def commit(
     info: Mapping[str, Any],
     texts: Mapping[str, str],
     cancelled: threading.Event,
+    check: Callable[[], None] = lambda: None,
 ) -> bool:
     """Wait for the records of all ranks, write the texts and the manifest, and rename `folder` to `final`. False if cancelled.
 
+    Args:
+        check: whether the run is still ours to write, asked last, just before the rename; it raises if not (Fence.check).
+
     Raises:
-        CheckpointError: the file system refused, or `final` exists.
+        CheckpointError: the file system refused, another rank's file is not there as that rank wrote it, or `final` exists.
     """
     try:
-        while not all((folder / _record_name(rank)).exists() for rank in range(n_ranks)):
-            if cancelled.wait(0.02):
-                return False
+        if not _await_records(folder, n_ranks, cancelled):
+            return False
         files: dict[str, Any] = {}
         tensors: dict[str, dict[str, Any]] = {}
         for rank in range(n_ranks):
@@ -148,6 +182,7 @@ def commit(
             files |= record["files"]
             for group, entries in record["tensors"].items():
                 _merge(tensors.setdefault(group, {}), entries)
+        _check_sizes(folder, files)
         for name, text in texts.items():
             data = text.encode()
             write_atomic(folder / name, data)
@@ -165,6 +200,7 @@ def commit(
         sync_folder(folder)
         if final.exists():
             raise CheckpointError(f"{final} exists already; a step folder is never overwritten: move it away")
+        check()
         os.rename(folder, final)
         sync_folder(final.parent)
     except OSError as error:
@@ -181,6 +217,31 @@ def remove_step(folder: Path) -> None:
 
 def _record_name(rank: int) -> str:
     return f"rank-{rank:05d}.json"
+
+
+def _await_records(folder: Path, n_ranks: int, cancelled: threading.Event) -> bool:
+    """Wait until every rank has left its record; False if cancelled before.
+
+    One listing asks for all of them (a thousand ranks' files asked for one by one burden a metadata server), and network file
+    systems answer a listing with what there is now, where they remember for a while that a single file was missing.
+    """
+    wanted, pause = {_record_name(rank) for rank in range(n_ranks)}, 0.02
+    while not wanted <= set(os.listdir(folder)):
+        if cancelled.wait(pause):
+            return False
+        pause = min(pause * 1.2, 0.5)
+    return True
+
+
+def _check_sizes(folder: Path, files: Mapping[str, Any]) -> None:
+    """Every rank's files as this rank sees them: a rank that writes into another folder of the same name is found out here."""
+    for name, entry in files.items():
+        size = (folder / name).stat().st_size
+        if size != entry["bytes"]:
+            raise CheckpointError(
+                f"{folder / name}: {size} bytes, the rank that wrote it says {entry['bytes']}; the step was not saved; look "
+                "after the file system"
+            )
 
 
 def _merge(tensors: dict[str, Any], entries: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ import resource
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ import torch
 from tqdm import tqdm
 
 from olmo_train.config.train import MetricsConfig, TrainConfig, WandbMode
-from olmo_train.errors import ConfigError
+from olmo_train.errors import CheckpointError, ConfigError
+from olmo_train.files import sync_folder, write_atomic
+from olmo_train.journal import Journal
 
 log = logging.getLogger(__name__)
 # Dense bf16 rates of the datasheets, FLOP/s per device, by a part of the device's name.
@@ -69,28 +71,50 @@ class PhaseTimer:
 class MetricsLog:
     """Rank 0's writer. Lines are one per step; on other ranks nothing is written."""
 
-    def __init__(self, folder: Path, run: TrainConfig, is_main: bool, values: dict[str, Any]) -> None:
-        """`values`: the run's config as plain values, for Weights & Biases."""
+    def __init__(
+        self, folder: Path, run: TrainConfig, is_main: bool, values: dict[str, Any], check: Callable[[], None] = lambda: None
+    ) -> None:
+        """`values`: the run's config as plain values, for Weights & Biases. `check`: whether the folder is still ours (Fence)."""
         self.folder, self.config, self.is_main = folder, run.metrics, is_main
+        self._metrics, self._ledger = Journal(folder / "metrics.jsonl", check), Journal(folder / "data.jsonl", check)
         self.last_step = run.max_tokens // run.data.global_batch_size
         self._bar: tqdm[Any] | None = None
         self._wandb = _start_wandb(folder, run.metrics, run.run_name, values) if is_main and run.metrics.wandb else None
 
     def restart_at(self, step: int) -> None:
-        """Drop the lines after `step`, which will be written again, and start the display there."""
+        """Drop the lines after `step`, which will be written again, and start the display there.
+
+        Raises:
+            CheckpointError: the file system refuses.
+        """
         if not self.is_main:
             return
         for name in ("metrics.jsonl", "data.jsonl"):
-            drop_lines_after(self.folder / name, step if step > 0 else -1)  # from the start, step 0 is evaluated again too
+            try:
+                steps = drop_lines_after(self.folder / name, step if step > 0 else -1)  # from the start, 0 is evaluated again too
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self.folder / name}: {error.strerror}; free space or mend the file system, then the same command continues"
+                ) from error
+            missing = sorted(set(range(1, step + 1)) - set(steps))
+            if steps and missing:
+                log.warning(
+                    "%s lacks %d of the %d steps before this start, the first is step %d: the file was lost or changed; the "
+                    "checkpoints are not affected", self.folder / name, len(missing), step, missing[0],
+                )  # fmt: skip
         if self.config.progress_bar and sys.stderr.isatty():
             self._bar = tqdm(total=self.last_step, initial=step, unit="step", dynamic_ncols=True)
 
     def write(self, lines: list[dict[str, Any]], ledger: list[dict[str, Any]]) -> None:
-        """Append steps to metrics.jsonl and data.jsonl, and show the last one."""
+        """Append steps to metrics.jsonl and data.jsonl, and show the last one. A file system that fails stops nobody here.
+
+        Raises:
+            SupersededError: a later start has taken the run over.
+        """
         if not self.is_main or not lines:
             return
-        _append(self.folder / "metrics.jsonl", lines)
-        _append(self.folder / "data.jsonl", ledger)
+        self._metrics.append(_text(lines))
+        self._ledger.append(_text(ledger))
         if self._wandb is not None:
             for line in lines:
                 self._wandb.log(_flat(line), step=line["step"])
@@ -103,6 +127,15 @@ class MetricsLog:
         else:
             log.info("step %d/%d  %s", last["step"], self.last_step, _summary(last))
 
+    def sync(self) -> None:
+        """Bring all lines to disk, before the step after them counts as saved: then a resumed run lacks no line.
+
+        Raises:
+            CheckpointError: the file system refuses; the lines are kept.
+        """
+        self._metrics.sync()
+        self._ledger.sync()
+
     def close(self) -> None:
         """End the display and the mirror."""
         if self._bar is not None:
@@ -111,20 +144,24 @@ class MetricsLog:
             self._wandb.finish()
 
 
-def drop_lines_after(path: Path, step: int) -> None:
-    """Remove the lines of later steps, and a last line cut short by a kill."""
+def drop_lines_after(path: Path, step: int) -> list[int]:
+    """Remove the lines of later steps, second lines of a step, and what a kill or a power failure left of one; return the steps.
+
+    The file becomes another one even if nothing changes: what a cut-off start still writes goes into the one that is gone.
+    """
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
+        return []
+    kept: dict[int, bytes] = {}
+    for line in path.read_bytes().split(b"\n"):
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except ValueError:
+            number = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
             continue
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+        if number <= step:
+            kept.setdefault(number, line + b"\n")
+    write_atomic(path, b"".join(kept.values()))
+    sync_folder(path.parent)
+    return list(kept)
 
 
 def expert_metrics(counts_LE: torch.Tensor, confidence_L: torch.Tensor, n_tokens: float) -> dict[str, list[float]]:
@@ -179,9 +216,8 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30
 
 
-def _append(path: Path, lines: list[dict[str, Any]]) -> None:
-    with open(path, "a") as file:
-        file.write("".join(json.dumps(_without_nan(line), allow_nan=False) + "\n" for line in lines))
+def _text(lines: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(_without_nan(line), allow_nan=False) + "\n" for line in lines)
 
 
 def _without_nan(value: Any) -> Any:

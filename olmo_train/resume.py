@@ -3,16 +3,21 @@
 import json
 import logging
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from olmo_train import checkpoint
+from olmo_train.attempt import node_name
 from olmo_train.config.train import TrainConfig
 from olmo_train.data.order import DataOrder
 from olmo_train.errors import CheckpointError, ConfigError
+from olmo_train.files import sync_folder
 from olmo_train.model.transformer import Transformer
 from olmo_train.optim.build import Optimizer
 from olmo_train.optim.guard import Guard
@@ -21,16 +26,13 @@ from olmo_train.parallel.mesh import Layout
 from olmo_train.parallel.weights import Weight
 from olmo_train.rng import rng_state, set_rng_state
 from olmo_train.saver import LocalPart
-from olmo_train.schema import read_yaml, to_plain
-from olmo_train.step_folder import list_steps
+from olmo_train.schema import to_plain
+from olmo_train.step_folder import list_steps, list_unfinished
 
 log = logging.getLogger(__name__)
 
-# What may change between two starts of one run; everything else decides weights, order or schedule and must stay.
-FREE = (
-    "run_name", "run_dir", "stop_at_step", "gc_every", "parallel", "kernels", "checkpoint", "eval", "metrics", "faults", "load",
-    "data.micro_batch_size", "data.verify", "data.prefetch", "optim.max_skips_in_a_row", "optim.on_nonfinite",
-)  # fmt: skip
+SUSPECT = "suspect.json"
+"""In the run folder, left by a failed replica check: {"after_step": N}, the last step at which replicas agreed."""
 
 
 @dataclass
@@ -105,22 +107,85 @@ def _without(run: TrainConfig, step: int) -> dict[str, Any]:
 
 
 def newest_good_step(steps: Path, layout: Layout) -> Path | None:
-    """The newest finished step folder whose every byte is as written. A damaged one is renamed and reported, not used.
+    """The newest finished step folder whose every byte is as written. What is damaged is renamed and reported, not used.
 
     Ranks share out the checking; all return the same.
+
+    Raises:
+        CheckpointError: a folder cannot be renamed, or a rank reads other bytes than rank 0 does.
     """
+    _on_main(layout, lambda: _clear_away(steps))
     while True:
         found = list_steps(steps) if layout.is_main else []
         folder: Path | None = from_main(layout, found[-1][1] if found else None)
         if folder is None:
             return None
+        if not (problems := _damage(folder, layout)):
+            return folder
+        _on_main(layout, partial(set_aside, folder, "damaged", "; ".join(problems)))
+
+
+def set_aside(folder: Path, word: str, why: str) -> None:
+    """Take a step folder out of the run, loudly, without deleting anything: it becomes `.stepNNNNNNNN.WORD-...`.
+
+    Raises:
+        CheckpointError: it cannot be renamed.
+    """
+    aside = folder.with_name(f".{folder.name}.{word}-{time.time_ns()}")
+    log.error("%s is %s, using the step before it; moved to %s: %s", folder, word, aside.name, why)
+    try:
+        os.rename(folder, aside)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise CheckpointError(f"{folder} is {word} and cannot be moved aside: {error.strerror}; move it away") from error
+
+
+def _clear_away(steps: Path) -> None:
+    """Take away what would stand in the way of a save, and the steps that a replica check has called suspect."""
+    for folder in list_unfinished(steps):
+        set_aside(folder, "damaged", "it has no manifest: copied by half, or its manifest was deleted")
+    note = steps.parent / SUSPECT
+    if note.exists():
+        after = json.loads(note.read_text())["after_step"]
+        for step, folder in list_steps(steps):
+            if step > after:
+                set_aside(folder, "suspect", f"replicas were last known to agree at step {after} ({note})")
+        note.unlink()
+
+
+def _damage(folder: Path, layout: Layout) -> list[str]:
+    """Problems of a step folder as rank 0 sees them too: where only another rank does, its node is at fault, not the folder."""
+    for pause_s in (0, 1, 10, 0):
         problems = verify_together(folder, layout)
         if not problems:
-            return folder
-        if layout.is_main:
-            aside = folder.with_name(f".{folder.name}.damaged-{os.getpid()}")
-            log.error("%s is damaged, using the step before it; moved to %s: %s", folder, aside.name, "; ".join(problems))
-            os.rename(folder, aside)
+            return []
+        confirmed: list[str] = from_main(layout, _look_again(folder, problems) if layout.is_main else None)
+        if confirmed:
+            return confirmed
+        time.sleep(pause_s)  # a network file system may show a new folder late on other nodes
+    raise CheckpointError(f"rank 0 reads {folder} as it was written, but elsewhere: {'; '.join(problems)}; look after that node")
+
+
+def _look_again(folder: Path, problems: list[str]) -> list[str]:
+    try:
+        manifest = checkpoint.read_manifest(folder)
+        names = [name for name in manifest["files"] if any(str(folder / name) in problem for problem in problems)]
+        return checkpoint.verify_files(folder, manifest, names)
+    except CheckpointError as error:
+        return [str(error)]
+
+
+def _on_main(layout: Layout, work: Callable[[], None]) -> None:
+    """Do something on rank 0; its failure is every rank's."""
+    problem = None
+    if layout.is_main:
+        try:
+            work()
+        except (CheckpointError, OSError, ValueError, KeyError) as error:
+            problem = str(error)
+    problem = from_main(layout, problem)
+    if problem is not None:
+        raise CheckpointError(problem)
 
 
 def verify_together(folder: Path, layout: Layout) -> list[str]:
@@ -131,7 +196,8 @@ def verify_together(folder: Path, layout: Layout) -> list[str]:
         problems = checkpoint.verify_files(folder, manifest, names)
     except CheckpointError as error:
         problems = [str(error)]
-    return [problem for share in gather_to_all(layout, problems) for problem in share]
+    where = "" if layout.is_main else f"rank {layout.rank} on {node_name()}: "
+    return [problem for share in gather_to_all(layout, [where + text for text in problems]) for problem in share]
 
 
 # ---- restoring ---------------------------------------------------------------------------------------------------------
@@ -200,23 +266,3 @@ def resume(live: Live, run: TrainConfig, folder: Path) -> Progress:
         tensors = checkpoint.load_rows(folder, manifest, "rng", dict.fromkeys(mine))
         set_rng_state({key.split("/")[0]: tensor for key, tensor in tensors.items()}, live.layout.device)
     return Progress(state["step"], state["peak_lr"], state["lr"], state["loss"], is_saved=True)
-
-
-def changed_config(run: TrainConfig, saved: Path) -> list[str]:
-    """Differences from the config the run began with that would make another run of it."""
-    before, now = _flatten(to_plain(read_yaml(saved, TrainConfig))), _flatten(to_plain(run))
-    problems = []
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name) and not any(f"{name}.".startswith(f"{free}.") for free in FREE):
-            problems.append(
-                f"{name}={now.get(name)}, but {saved.parent} began with {before.get(name)}; restore it, or start "
-                "another run_name "
-                "(with load.path to begin from a checkpoint)"
-            )
-    return problems
-
-
-def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(values, dict) and values:
-        return {k: v for key, value in values.items() for k, v in _flatten(value, f"{prefix}.{key}" if prefix else key).items()}
-    return {prefix: values}

@@ -3,6 +3,7 @@
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,13 @@ from olmo_train import checkpoint
 from olmo_train.checkpoint import Shard
 from olmo_train.config.train import CheckpointConfig
 from olmo_train.errors import CheckpointError
+from olmo_train.fence import Fence, SupersededError
+from olmo_train.staging import Stage
 from olmo_train.step_folder import list_steps, step_name
 
 log = logging.getLogger(__name__)
+TOLD_WAIT_S = 10.0
+"""A wait for the save before that is told."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +53,30 @@ class Saver:
         steps: Path,
         config: CheckpointConfig,
         rank: tuple[int, int],
-        attempt: str,
+        fence: Fence,
         any_rank: Callable[[bool], bool],
+        sync_metrics: Callable[[], None],
     ) -> None:
-        """`rank`: (rank, ranks). `any_rank`: whether a flag is set on some rank (a collective)."""
-        self.steps, self.config, self.attempt, self._any_rank = steps, config, attempt, any_rank
+        """`rank`: (rank, ranks). `any_rank`: whether a flag is set on some rank (a collective).
+
+        `sync_metrics`: brings the metrics of all steps so far to disk; called on rank 0 before a step counts as saved.
+        """
+        self.steps, self.config, self.fence, self._any_rank, self._sync_metrics = steps, config, fence, any_rank, sync_metrics
         self.rank, self.n_ranks = rank
+        self._stage = Stage(config.stage_dir, steps, fence.attempt, self.rank) if config.stage_dir is not None else None
+        if self._stage is not None:
+            self._stage.clear()
         self._staged: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._written, self._cancelled = threading.Event(), threading.Event()
         self._error: Exception | None = None
         self._pending_step = 0
         self.failures = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a save is being written by this rank."""
+        return self._thread is not None and self._thread.is_alive()
 
     def save(self, step: int, kind: str, parts: Mapping[str, Mapping[str, LocalPart]], texts: Mapping[str, str]) -> None:
         """Take a snapshot of `parts` (by group) and write it; returns before the disk is done if saves are asynchronous.
@@ -81,10 +98,13 @@ class Saver:
         """Wait until the save in progress is finished on all ranks, and agree on whether it succeeded.
 
         Raises:
-            CheckpointError: too many saves in a row have failed, or this one and no other follows (`is_last`).
+            CheckpointError: too many saves in a row have failed, or this one and no other follows (`is_last`), or a later start
+                has taken the run over (SupersededError).
         """
         if self._thread is not None:
             self._await_and_agree(self._thread)
+        if isinstance(self._error, SupersededError):
+            raise self._error
         if self.failures >= (1 if is_last else self.config.max_failures):
             raise CheckpointError(
                 f"{self.failures} saves in a row failed, the last at step {self._pending_step}: "
@@ -92,17 +112,24 @@ class Saver:
             )
 
     def _await_and_agree(self, thread: threading.Thread) -> None:
+        began = time.monotonic()
         self._written.wait()
         if self._any_rank(self._error is not None):
             self._cancelled.set()  # rank 0 must not wait for the records of a rank that failed
         thread.join()
         self._thread = None
+        waited = time.monotonic() - began
+        if waited > TOLD_WAIT_S and self.rank == 0:
+            log.warning(
+                "training waited %.0f s until step %d was written; where saves are too frequent for the file system, raise "
+                "checkpoint.save_every or ephemeral_every", waited, self._pending_step,
+            )  # fmt: skip
         if not self._any_rank(self._error is not None):
             self.failures = 0
             return
         self.failures += 1
         if self.rank == 0:  # all ranks have stopped writing; what is half written must not fill the disk
-            shutil.rmtree(checkpoint.temporary_folder(self.steps, self._pending_step, self.attempt), ignore_errors=True)
+            shutil.rmtree(self._temporary(self._pending_step), ignore_errors=True)
         reason = self._error or "on another rank"
         log.error("checkpoint of step %d failed (%d in a row): %s", self._pending_step, self.failures, reason)
 
@@ -122,24 +149,44 @@ class Saver:
             torch.cuda.current_stream().synchronize()
         return shards
 
-    def _write(self, step: int, kind: str, groups: Mapping[str, Mapping[str, Shard]], texts: Mapping[str, str]) -> None:
-        folder = checkpoint.temporary_folder(self.steps, step, self.attempt)
+    def _write(self, step: int, kind: str, groups: checkpoint.Groups, texts: Mapping[str, str]) -> None:
+        folder = self._temporary(step)
         try:
-            checkpoint.write_rank(folder, self.rank, self.n_ranks, groups)
+            if self._stage is not None:
+                self._stage.write_rank(folder, self.n_ranks, groups)
+            else:
+                checkpoint.write_rank(folder, self.rank, self.n_ranks, groups)
             self._written.set()
             if self.rank == 0:
-                info: dict[str, Any] = {"step": step, "kind": kind, "n_ranks": self.n_ranks}
-                if checkpoint.commit(folder, self.steps / step_name(step), self.n_ranks, info, texts, self._cancelled):
-                    self._prune()
+                self._commit(folder, step, kind, texts)
         except Exception as error:  # carried to the training thread, which reports and counts it in `settle`
             self._error = error
+            log.error("saving step %d failed: %s", step, error)  # training may go on for hours before it asks
         finally:
             self._written.set()
 
+    def _commit(self, folder: Path, step: int, kind: str, texts: Mapping[str, str]) -> None:
+        self._sync_metrics()  # or a power failure after the rename would leave a step whose lines are missing
+        info: dict[str, Any] = {"step": step, "kind": kind, "n_ranks": self.n_ranks}
+        final = self.steps / step_name(step)
+        if checkpoint.commit(folder, final, self.n_ranks, info, texts, self._cancelled, self.fence.check):
+            self._prune()
+
+    def _temporary(self, step: int) -> Path:
+        return checkpoint.temporary_folder(self.steps, step, self.fence.attempt)
+
     def _prune(self) -> None:
-        """Delete all but the newest ephemeral steps. Permanent ones are never touched."""
-        ephemeral = [
-            folder for _, folder in list_steps(self.steps) if checkpoint.read_manifest(folder)["kind"] == checkpoint.EPHEMERAL
-        ]
+        """Delete all but the newest ephemeral steps. Permanent ones are never touched; what fails here is no failed save."""
+        ephemeral = []
+        for _, folder in list_steps(self.steps):
+            try:
+                if checkpoint.read_manifest(folder)["kind"] == checkpoint.EPHEMERAL:
+                    ephemeral.append(folder)
+            except CheckpointError as error:
+                log.warning("not looked at when old steps were deleted: %s", error)
         for folder in ephemeral[: max(len(ephemeral) - self.config.keep_ephemeral, 0)]:
-            checkpoint.remove_step(folder)
+            try:
+                self.fence.check()
+                checkpoint.remove_step(folder)
+            except OSError as error:
+                log.warning("%s could not be deleted: %s", folder, error.strerror)

@@ -13,9 +13,21 @@ def step_name(step: int) -> str:
 
 def list_steps(steps: Path) -> list[tuple[int, Path]]:
     """(step, folder) of the finished step folders, oldest first."""
-    found = []
-    for folder in steps.glob("step*") if steps.is_dir() else []:
-        digits = folder.name.removeprefix("step")
-        if digits.isdigit() and (folder / MANIFEST).exists():
-            found.append((int(digits), folder))
-    return sorted(found)
+    return [(step, folder) for step, folder in _named(steps) if _has_manifest(folder)]
+
+
+def list_unfinished(steps: Path) -> list[Path]:
+    """Folders that have the name of a step but no manifest: copied by half, or damaged; no save of ours leaves such a one."""
+    return [folder for _, folder in _named(steps) if not _has_manifest(folder)]
+
+
+def _named(steps: Path) -> list[tuple[int, Path]]:
+    found = [(folder.name.removeprefix("step"), folder) for folder in steps.glob("step*")] if steps.is_dir() else []
+    return sorted((int(digits), folder) for digits, folder in found if digits.isdigit())
+
+
+def _has_manifest(folder: Path) -> bool:
+    try:
+        return (folder / MANIFEST).exists()
+    except OSError:  # not allowed, or a failing disk: whoever reads it hears what is wrong
+        return True

@@ -6,13 +6,15 @@ import resource
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from olmo_train.checkpoint import read_manifest, read_state, verify_files
 from olmo_train.errors import EXIT_STOPPED, CheckpointError
+from olmo_train.saver import Saver
 from olmo_train.step_folder import list_steps
-from tests.distributed import Rank, RankError, collect, start
+from tests.distributed import Rank, RankError, collect, spawn, start
 from tests.runs import metrics, run_training, small, train_here, weights, without_times
 
 STEPS = 40
@@ -134,9 +136,27 @@ def test_the_last_save_may_not_fail_in_silence(shards: Path, tmp_path: Path) -> 
     assert "the same command continues from the newest step saved" in errors[0]
 
 
+def train_while_a_folder_appears(overrides: list[str], folder: str) -> str:
+    """Train in a run into whose steps somebody puts a folder of a step's name after the start."""
+    saved, begun = Saver.save, []
+
+    def save(self: Saver, *args: Any) -> None:
+        if not begun:
+            begun.append(Path(folder).mkdir(parents=True))
+            Path(folder, "mine.txt").write_text("precious")
+        saved(self, *args)
+
+    Saver.save = save  # type: ignore[method-assign]
+    try:
+        train_here(overrides)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
 def test_a_step_folder_is_never_overwritten(shards: Path, tmp_path: Path) -> None:
-    (tmp_path / "run/steps/step00000005").mkdir(parents=True)
-    (tmp_path / "run/steps/step00000005/mine.txt").write_text("precious")
-    with pytest.raises(AssertionError, match=r"step00000005 exists already; a step folder is never overwritten: move it away"):
-        run_training(small(shards, tmp_path / "run", "checkpoint.max_failures=1"))
-    assert (tmp_path / "run/steps/step00000005/mine.txt").read_text() == "precious"
+    folder = tmp_path / "run/steps/step00000005"
+    words = small(shards, tmp_path / "run", "checkpoint.max_failures=1")
+    (error,) = spawn(train_while_a_folder_appears, 1, words, str(folder))
+    assert "step00000005 exists already; a step folder is never overwritten: move it away" in error
+    assert (folder / "mine.txt").read_text() == "precious"
