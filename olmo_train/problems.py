@@ -5,6 +5,7 @@ from pathlib import Path
 
 from olmo_train.config.data import WithoutConfig
 from olmo_train.config.dtypes import FloatType, MomentType
+from olmo_train.config.faults import DrillConfig
 from olmo_train.config.model import ModelConfig, MoEConfig
 from olmo_train.config.optim import OptimConfig, ScheduleKind
 from olmo_train.config.train import ParallelConfig, TrainConfig
@@ -18,6 +19,7 @@ def find_problems(run: TrainConfig, n_ranks: int) -> list[str]:
         *_sources(run),
         *_optim(run.optim, run),
         *_parallel(run.parallel, n_ranks),
+        *_faults(run),
         *_rest(run),
     ]
 
@@ -254,6 +256,40 @@ def _parallel(parallel: ParallelConfig, n_ranks: int) -> Iterator[str]:
         yield from _positive("parallel.threads_per_rank", parallel.threads_per_rank)
 
 
+def _faults(run: TrainConfig) -> Iterator[str]:
+    faults = run.faults
+    for name in ("hang_s", "hang_at_start_s", "silent_s", "straggler_frac"):
+        yield from _positive(f"faults.{name}", getattr(faults, name))
+    if faults.hang_at_start_s < faults.hang_s:
+        yield (
+            f"faults.hang_at_start_s={faults.hang_at_start_s} is less than faults.hang_s={faults.hang_s}, but a start takes "
+            "longer than a step; give at least as much"
+        )
+    for name in ("replica_check_every", "replay_check_every"):
+        if getattr(faults, name) is not None:
+            yield from _positive(f"faults.{name}", getattr(faults, name))
+    if faults.replica_check_every is not None and run.parallel.shard_size is None:
+        yield (
+            f"faults.replica_check_every={faults.replica_check_every} compares replicas, but with parallel.shard_size=null all "
+            "ranks share one copy of the parameters; give a shard_size, or replica_check_every=null"
+        )
+    if not 0 <= faults.replay_tolerance < 1:
+        yield f"faults.replay_tolerance={faults.replay_tolerance} is not in [0, 1): it is a fraction of the norm"
+    for i, drill in enumerate(faults.drill):
+        yield from _drill(f"faults.drill[{i}]", drill, run.max_tokens // max(run.data.global_batch_size, 1))
+
+
+def _drill(here: str, drill: DrillConfig, last_step: int) -> Iterator[str]:
+    yield from _positive(f"{here}.step", drill.step)
+    yield from _positive(f"{here}.seconds", drill.seconds)
+    if drill.step > last_step > 0:
+        yield f"{here}.step={drill.step}, but the run ends after step {last_step}; give an earlier step"
+    if drill.node is None and drill.rank is None:
+        yield f"{here}.rank=null and node=null: nobody would fail; give one of them"
+    if drill.rank is not None:
+        yield from _not_negative(f"{here}.rank", drill.rank)
+
+
 def _rest(run: TrainConfig) -> Iterator[str]:
     for name, value in {
         "checkpoint.save_every": run.checkpoint.save_every, "checkpoint.max_failures": run.checkpoint.max_failures,
@@ -267,8 +303,7 @@ def _rest(run: TrainConfig) -> Iterator[str]:
     }.items():  # fmt: skip
         if optional is not None:
             yield from _positive(name, optional)
-    if run.checkpoint.keep_ephemeral < 1:
-        yield f"checkpoint.keep_ephemeral={run.checkpoint.keep_ephemeral}: keep at least 1, or there is nothing to resume from"
+    yield from _places(run)
     if run.eval.tasks and run.eval.eval_every is None:
         yield "eval.tasks is set, but with eval.eval_every=null they never run; give eval.eval_every"
     if run.load is not None and not Path(run.load.path, "manifest.json").is_file():
@@ -281,6 +316,30 @@ def _rest(run: TrainConfig) -> Iterator[str]:
         yield f"load.path={run.load.path} is not a step folder (it has no manifest.json); {remedy}"
     if "/" in run.run_name or run.run_name in ("", ".", ".."):
         yield f"run_name={run.run_name!r} must be a plain folder name; set run_dir to write elsewhere"
+
+
+def _places(run: TrainConfig) -> Iterator[str]:
+    """Where checkpoints go and which stay."""
+    config, run_dir = run.checkpoint, Path(run.run_dir).absolute()
+    if config.keep_ephemeral < 1:
+        yield f"checkpoint.keep_ephemeral={config.keep_ephemeral}: keep at least 1, or there is nothing to resume from"
+    if config.keep_local is not None and config.keep_local < 1:
+        yield f"checkpoint.keep_local={config.keep_local}: keep at least 1, or there is nothing to resume from"
+    if config.keep_local is not None and config.mirror is None:
+        yield (
+            f"checkpoint.keep_local={config.keep_local} deletes what a mirror holds, and checkpoint.mirror=null; give "
+            "checkpoint.mirror, or keep_local=null"
+        )
+    for name, place in (("stage_dir", config.stage_dir), ("mirror", config.mirror)):
+        if place is None or "://" in place:
+            continue
+        if not place or Path(place).absolute().is_relative_to(run_dir):
+            yield f"checkpoint.{name}={place} must be a folder outside of run_dir={run.run_dir}; give another, or null"
+    if config.mirror is not None and "@" in config.mirror.partition("://")[2].split("/", 1)[0]:
+        yield (
+            "checkpoint.mirror holds credentials, which would be saved with every checkpoint; give them by the environment or "
+            "fsspec's configuration"
+        )
 
 
 def _positive(name: str, value: float) -> list[str]:

@@ -23,6 +23,7 @@ from olmo_train.optim.build import Optimizer
 from olmo_train.optim.guard import OK, Guard
 from olmo_train.parallel.fsdp import Float32Gradients, begin_micro_step, local
 from olmo_train.parallel.mesh import Layout
+from olmo_train.parallel.stragglers import CollectiveClock, inside
 
 Batch = tuple[Tensor, Tensor, Documents | None]
 
@@ -48,25 +49,53 @@ class StepResult:
 class TrainStep:
     """Takes optimizer steps on this rank's share of the global batch."""
 
-    def __init__(self, model: Transformer, optimizer: Optimizer, guard: Guard, layout: Layout, run: TrainConfig) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        optimizer: Optimizer,
+        guard: Guard,
+        layout: Layout,
+        run: TrainConfig,
+        clock: CollectiveClock | None = None,
+    ) -> None:
+        """`clock`: counts the time in collectives; None: nobody asks."""
         self.model, self.optimizer, self.guard, self.layout, self.run = model, optimizer, guard, layout, run
         self.moe = run.model.moe
         self.rows_per_batch = run.data.micro_batch_size // run.data.seq_len
         self.tokens = run.data.global_batch_size
         self.sums = Float32Gradients(model, layout) if _adds_up_apart(run, layout.n_ranks) else None
+        self.clock = clock
+        if clock is not None:
+            clock.install(model, layout.has_replicas, None if self.sums is None else self.sums.see_block)
 
-    def __call__(self, rows: Rows, lr: float, timer: PhaseTimer) -> StepResult:
-        """Train on `rows` and return what happened. Parameters, moments and the guard are updated in place."""
+    def __call__(self, rows: Rows, lr: float, timer: PhaseTimer, loss_factor: float | None = None) -> StepResult:
+        """Train on `rows` and return what happened. Parameters, moments and the guard are updated in place.
+
+        `loss_factor`: for drills; multiplies the loss of this rank's first micro-batch.
+        """
         with timer.phase("forward_backward"):
             n_targets = self._global_targets(rows)
-            sums = self._forward_backward(rows, n_targets)
+            sums = self._forward_backward(rows, n_targets, loss_factor)
         with timer.phase("optimizer"):
             ce, z, router = self._reduce(sums)
             return self._update(ce / n_targets, z / n_targets, router, n_targets, lr)
 
+    def rehearse(self, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
+        """Forward and backward pass of the first micro-batch, and nothing else: weights, moments and the guard stay.
+
+        Returns the sum of the losses of this rank's own rows, and its rows of their gradient summed over all ranks.
+        """
+        first = rows.slice(0, self.rows_per_batch)
+        n_targets = torch.tensor(max(float(first.n_targets), 1.0), dtype=torch.float64, device=self.layout.device)
+        (sums,) = self._forward_backward(first, n_targets)
+        grads = self._gradients()
+        for param in self.model.parameters():
+            param.grad = None
+        return sums.loss, grads
+
     # ---- forward and backward ----------------------------------------------------------------------
 
-    def _forward_backward(self, rows: Rows, n_targets: Tensor) -> list[Losses]:
+    def _forward_backward(self, rows: Rows, n_targets: Tensor, loss_factor: float | None = None) -> list[Losses]:
         """Accumulate gradients over the micro-batches; return the detached sums of each."""
         batches = [
             to_device(rows.slice(start, start + self.rows_per_batch), self.layout.device)
@@ -78,6 +107,8 @@ class TrainStep:
         for i, batch in enumerate(batches):
             begin_micro_step(self.model, i == len(batches) - 1, self.run.parallel)
             out: Losses = self.model(*batch)
+            if loss_factor is not None and i == 0:
+                out = Losses(out.loss * loss_factor, out.cross_entropy * loss_factor, out.z, out.router)
             loss = out.loss / n_targets
             if out.router is not None and self.moe is not None:
                 counts, n_counted = out.router.counts, float(batch[0].numel())
@@ -123,7 +154,8 @@ class TrainStep:
 
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
         tensor = tensor.detach().clone()
-        dist.all_reduce(tensor)
+        with inside(self.clock):
+            dist.all_reduce(tensor)
         return tensor
 
     def _global_targets(self, rows: Rows) -> Tensor:
@@ -132,7 +164,8 @@ class TrainStep:
         if self.run.data.repetition_mask is None:
             count *= self.layout.n_ranks
         else:
-            dist.all_reduce(count, group=self.layout.control)
+            with inside(self.clock, on_host=True):
+                dist.all_reduce(count, group=self.layout.control)
         return count.clamp_min_(1.0).to(self.layout.device, non_blocking=True)
 
     # ---- update ------------------------------------------------------------------------------------
@@ -143,7 +176,8 @@ class TrainStep:
         routers = [s.router for s in sums if s.router is not None]
         parts = [torch.stack(tensors).double().sum(0) for tensors in zip(*routers, strict=True)]
         flat = torch.cat([torch.stack([ce, z]), *(part.flatten() for part in parts)])
-        dist.all_reduce(flat)
+        with inside(self.clock):
+            dist.all_reduce(flat)
         router = None
         if parts:
             split = flat[2:].split([part.numel() for part in parts])
@@ -177,7 +211,8 @@ class TrainStep:
         # Of bfloat16 gradients in float32: their own norms would be rounded to 8 bits.
         norms = torch._foreach_norm(grads, 2.0, torch.float32)
         squared = torch.linalg.vector_norm(torch.stack(norms)).double().square()
-        dist.all_reduce(squared, group=self.layout.shard_group)
+        with inside(self.clock):
+            dist.all_reduce(squared, group=self.layout.shard_group)
         return squared.sqrt()
 
     @torch.no_grad()

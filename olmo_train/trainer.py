@@ -6,23 +6,27 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from olmo_train.checkups import Checkups
 from olmo_train.config.optim import OnNonFinite
 from olmo_train.config.train import TrainConfig
 from olmo_train.data.loader import Loader, Rows
 from olmo_train.downstream import TaskEvaluator
+from olmo_train.drill import Drill
 from olmo_train.errors import StoppedBySignal, TrainingError
 from olmo_train.evaluate import HeldoutEvaluator
 from olmo_train.metrics import MetricsLog, PhaseTimer, expert_metrics, peak_memory_gib
 from olmo_train.optim.guard import NONFINITE, REASONS
 from olmo_train.optim.schedule import multiplier
 from olmo_train.parallel.mesh import Layout
+from olmo_train.parallel.stragglers import compare, gather_times
+from olmo_train.parallel.watchdog import Watchdog
 from olmo_train.resume import Live, Progress, local_parts, state_text
 from olmo_train.saver import Saver, is_due
 from olmo_train.schema import to_yaml
@@ -48,6 +52,10 @@ class Parts:
     """Of one device, per second."""
     provenance: str
     """JSON, goes into every step folder."""
+    watchdog: Watchdog
+    checkups: Checkups
+    drill: Drill | None
+    """None: no fault is caused on purpose."""
 
 
 @dataclass
@@ -78,8 +86,9 @@ class Trainer:
             StoppedBySignal: a signal asked for it; the step is saved.
             TrainingError: non-finite values under on_nonfinite=stop, or too many skipped steps.
             CheckpointError: saves keep failing.
+            CorruptionError: replicas differ, or a micro-step taken twice.
         """
-        run, progress = self.run, self.progress
+        run, progress, beat = self.run, self.progress, self.parts.watchdog.beat
         last = min(run.stop_at_step or self.total_steps, self.total_steps)
         self.parts.metrics.restart_at(progress.step)
         if progress.step == 0:
@@ -91,6 +100,9 @@ class Trainer:
             steps = self.parts.loader.steps(progress.step + 1, last)
             try:
                 for step, rows in self._timed(steps):
+                    if self.parts.checkups.is_replay_due(step):
+                        with self._not_training("check"):
+                            self.parts.checkups.check_replay(step, rows)
                     stopping = self._ask_to_stop()
                     self._train(step, rows)
                     self._evaluate_if_due(step)
@@ -105,6 +117,7 @@ class Trainer:
                         self._write_metrics()
                     self._save_if_due(step, must=stop or step == last)
                     if stop:
+                        beat("end", step)
                         self.parts.saver.settle(is_last=True)
                         log.info("stopped by a signal after step %d, which is saved; the same command continues", step)
                         raise StoppedBySignal
@@ -112,21 +125,25 @@ class Trainer:
             finally:
                 steps.close()  # type: ignore[attr-defined]  # ends the reading thread
                 self.parts.metrics.close()
+        beat("end", progress.step)
         self.parts.saver.settle(is_last=True)
 
     # ---- one step ----------------------------------------------------------------------------------
 
     def _train(self, step: int, rows: Rows) -> None:
+        self.parts.watchdog.beat("step", step)
+        loss_factor = self.parts.drill.begin_step(step, self.parts.live.weights) if self.parts.drill is not None else None
         lr = self.progress.peak_lr * multiplier(
             self.run.optim.schedule, step * self.run.data.global_batch_size, self.run.max_tokens
         )
-        result = self.parts.train_step(rows, lr, self.timer)
+        result = self.parts.train_step(rows, lr, self.timer, loss_factor)
         self._interval.steps.append((step, lr, rows, result))
         self.progress.step, self.progress.lr = step, lr
 
     def _timed(self, steps: Iterator[tuple[int, Rows]]) -> Iterator[tuple[int, Rows]]:
         """Count the time spent waiting for data."""
         while True:
+            self.parts.watchdog.beat("data", self.progress.step + 1)
             with self.timer.phase("data", on_device=False):
                 item = next(steps, None)
             if item is None:
@@ -140,6 +157,7 @@ class Trainer:
         interval, self._interval = self._interval, _Interval(time.perf_counter())
         if not interval.steps:
             return
+        self.parts.watchdog.beat("metrics", interval.steps[-1][0])
         lines = [self._line(step, lr, result) for step, lr, _, result in interval.steps]
         self.progress.loss = lines[-1]["loss"]
         lines[-1] |= self._interval_values(interval)
@@ -186,15 +204,22 @@ class Trainer:
         wall = time.perf_counter() - interval.began
         rate = n_steps * self.run.data.global_batch_size / max(wall - interval.not_training_s, 1e-9)
         per_rank = rate / self.layout.n_ranks
+        seconds = self.timer.read()
         values: dict[str, Any] = {
             "tokens_per_s": rate,
             "tokens_per_s_per_rank": per_rank,
             "mfu": per_rank * self.parts.flops_per_token / self.parts.peak_flops,
             "peak_memory_gib": peak_memory_gib(self.layout.device),
-            "seconds": {**self.timer.read(), "interval": wall},
+            "seconds": {**seconds, "interval": wall},
             "eta_s": (self.total_steps - interval.steps[-1][0]) * wall / n_steps,
             "time": time.time(),
         }
+        clock = self.parts.train_step.clock
+        if clock is not None:
+            times = gather_times(self.layout, wall - interval.not_training_s, clock.read(), seconds.get("data", 0.0))
+            values["ranks"], warning = compare(times, n_steps, self.run.faults.straggler_frac)
+            if warning is not None and self.layout.is_main:
+                log.warning("steps %d to %d: %s", interval.steps[0][0], interval.steps[-1][0], warning)
         routers = [result.router for _, _, _, result in interval.steps if result.router is not None]
         if routers:
             counts, confidence = sum(r.counts for r in routers), sum(r.confidence for r in routers)
@@ -249,6 +274,7 @@ class Trainer:
         every = self.run.eval.eval_every
         if every is None or (step % every != 0 and step != self.total_steps):
             return
+        self.parts.watchdog.beat("eval", step)
         model = self.parts.live.model
         with self._not_training("eval"):
             results: dict[str, Any] = {}
@@ -272,8 +298,12 @@ class Trainer:
     def _save_if_due(self, step: int, must: bool = False) -> None:
         """Save what `is_due` says; with `must`, at least an ephemeral step, unless this very one exists already."""
         kind = is_due(self.run.checkpoint, step, self.total_steps) or ("ephemeral" if must else None)
+        if self.parts.checkups.are_replicas_due(step, is_saved=kind is not None):
+            with self._not_training("check"):
+                self.parts.checkups.check_replicas(step)
         if kind is None:
             return
+        self.parts.watchdog.beat("save", step)
         with self._not_training("checkpoint"):
             texts = {
                 "state.json": state_text(self.parts.live, self.run, self.progress),
@@ -284,8 +314,8 @@ class Trainer:
 
     @contextmanager
     def _not_training(self, name: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        with self.timer.phase(name, on_device=False):
+        begin, clock = time.perf_counter(), self.parts.train_step.clock
+        with self.timer.phase(name, on_device=False), nullcontext() if clock is None else clock.off():
             yield
         self._interval.not_training_s += time.perf_counter() - begin
 

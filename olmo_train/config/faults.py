@@ -17,7 +17,7 @@ class DrillKind(StrEnum):
     """The training thread waits for ever; other threads live."""
     EXCEPTION = "exception"
     """An exception in the training thread."""
-    NAN = "nan"
+    NAN = "nan_loss"  # YAML reads `nan` as a number
     """The loss of this rank's first micro-batch becomes NaN."""
     SPIKE = "spike"
     """The loss of this rank's first micro-batch is multiplied by 1000."""

@@ -110,7 +110,7 @@ class Float32Gradients:
         n_shards = dist.get_world_size(layout.shard_group)
         for module in model.modules():
             if isinstance(module, FSDPModule):
-                module.set_all_reduce_hook(self._see_block)
+                module.set_all_reduce_hook(self.see_block)
         for name, param in model.named_parameters():
             elements = param.shape[1:].numel()
             padded = -(-param.shape[0] // n_shards) * elements
@@ -121,7 +121,8 @@ class Float32Gradients:
         sums, self._sums = self._sums, {}
         return sums
 
-    def _see_block(self, reduced: Tensor) -> None:
+    def see_block(self, reduced: Tensor) -> None:
+        """Keep what FSDP2 has reduced for one block; its all-reduce hook."""
         if reduced.is_cuda:  # allocated on another stream, which must not hand it out again before we have read it
             reduced.record_stream(torch.cuda.current_stream())
         self._reduced, self._offset = reduced, 0

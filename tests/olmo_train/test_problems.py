@@ -11,6 +11,23 @@ from olmo_train.train import find_all_problems
 
 MOE = "model.moe"
 CASES = [
+    (["faults.hang_s=0"], 1, "faults.hang_s=0.0 must be positive"),
+    (["faults.silent_s=-1"], 1, "faults.silent_s=-1.0 must be positive"),
+    (["faults.straggler_frac=0"], 1, "faults.straggler_frac=0.0 must be positive"),
+    (["faults.hang_at_start_s=20"], 1, "faults.hang_at_start_s=20.0 is less than faults.hang_s=300.0, but a start takes"),
+    (["faults.replay_check_every=0"], 1, "faults.replay_check_every=0 must be positive"),
+    (["faults.replica_check_every=0", "parallel.shard_size=1"], 2, "faults.replica_check_every=0 must be positive"),
+    (
+        ["faults.replica_check_every=5"],
+        2,
+        "faults.replica_check_every=5 compares replicas, but with parallel.shard_size=null all",
+    ),
+    (["faults.replay_tolerance=1"], 1, "faults.replay_tolerance=1.0 is not in [0, 1): it is a fraction of the norm"),
+    (["faults.drill=[{kind: kill, step: 0}]"], 1, "faults.drill[0].step=0 must be positive"),
+    (["faults.drill=[{kind: kill}, {kind: slow, seconds: 0}]"], 1, "faults.drill[1].seconds=0.0 must be positive"),
+    (["faults.drill=[{kind: kill, rank: -1}]"], 1, "faults.drill[0].rank=-1 must not be negative"),
+    (["faults.drill=[{kind: kill, rank: null}]"], 1, "faults.drill[0].rank=null and node=null: nobody would fail"),
+    (["faults.drill=[{kind: hang, step: 9999999}]"], 1, "faults.drill[0].step=9999999, but the run ends after step"),
     (["model.d_model=130"], 1, "model.d_model=130 is not a multiple of model.n_heads=4; change one, or give model.d_head"),
     (["model.n_layers=0"], 1, "model.n_layers=0 must be positive"),
     (["model.d_head=33"], 1, "model.d_head=33 is odd; rotary positions turn pairs, so it must be even"),
@@ -125,6 +142,32 @@ CASES = [
     (["parallel.timeout_s=0"], 1, "parallel.timeout_s=0 must be positive"),
     (["parallel.threads_per_rank=0"], 1, "parallel.threads_per_rank=0 must be positive"),
     (["checkpoint.save_every=0"], 1, "checkpoint.save_every=0 must be positive"),
+    (
+        ["checkpoint.keep_local=0", "checkpoint.mirror=/m"],
+        1,
+        "checkpoint.keep_local=0: keep at least 1, or there is nothing to resume from",
+    ),
+    (
+        ["checkpoint.keep_local=2"],
+        1,
+        "checkpoint.keep_local=2 deletes what a mirror holds, and checkpoint.mirror=null; give checkpoint.mirror",
+    ),
+    (
+        ["run_dir=/r", "checkpoint.stage_dir=/r"],
+        1,
+        "checkpoint.stage_dir=/r must be a folder outside of run_dir=/r; give another, or null",
+    ),
+    (["run_dir=/r", "checkpoint.stage_dir=''"], 1, "checkpoint.stage_dir= must be a folder outside of run_dir=/r"),
+    (
+        ["run_dir=/r", "checkpoint.mirror=/r/copy"],
+        1,
+        "checkpoint.mirror=/r/copy must be a folder outside of run_dir=/r; give another",
+    ),
+    (
+        ["checkpoint.mirror='s3://key:secret@host/b'"],
+        1,
+        "checkpoint.mirror holds credentials, which would be saved with every checkpoint",
+    ),
     (["checkpoint.keep_ephemeral=0"], 1, "checkpoint.keep_ephemeral=0: keep at least 1, or there is nothing to resume from"),
     (["eval.eval_every=0"], 1, "eval.eval_every=0 must be positive"),
     (
