@@ -11,12 +11,34 @@ A launcher names the folder in the environment variable `OLMO_ATTEMPT_DIR`; with
 
 import json
 import os
+import signal
 import socket
+import sys
 import time
+import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
+from olmo_train.errors import (
+    EXIT_CORRUPT,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    EXIT_UNHEALTHY,
+    EXIT_USAGE,
+    CheckpointError,
+    ConfigError,
+    CorruptionError,
+    PeerError,
+    RendezvousError,
+    ShardError,
+    StoppedBySignal,
+    TrainingError,
+    UnhealthyError,
+    run_command,
+)
 from olmo_train.files import write_atomic
 
 ATTEMPT_DIR = "OLMO_ATTEMPT_DIR"
@@ -117,3 +139,113 @@ def first_failure(ends: list[RankEnd]) -> RankEnd | None:
     """The end that explains the others: no echo of another's if there is one, then the first by the ranks' own count."""
     bad = [end for end in ends if end.kind not in (EndKind.COMPLETE, EndKind.PAUSED, EndKind.STOPPED)]
     return min(bad, key=lambda end: (end.kind in ECHOES, end.order is None, end.order or 0, end.rank), default=None)
+
+
+def blamed_nodes(ends: list[RankEnd]) -> list[str]:
+    """Nodes that should not be used again. A node that was cut off blames the others, and they blame it: the more voices count.
+
+    Of as many voices, that of the lowest rank does. Who is found to be at fault has no voice.
+    """
+    voices = {(end.rank, end.node, node) for end in ends for node in end.bad_nodes}
+    blamed: list[str] = []
+    while voices:
+        nodes = sorted({node for _, _, node in voices})
+        worst = max(
+            nodes, key=lambda node: (len({r for r, _, n in voices if n == node}), -min(r for r, _, n in voices if n == node))
+        )
+        blamed.append(worst)
+        voices = {(rank, by, node) for rank, by, node in voices if node != worst and by != worst}
+    return sorted(blamed)
+
+
+# ---- a rank's main ---------------------------------------------------------------------------------------------------------
+
+
+def run_rank(main: Callable[[list[str]], None]) -> int:
+    """Run a rank's `main` as `run_command` does; record an error of it, and let nothing hang after one.
+
+    Returns the exit status of a good end; with an error the process ends here, because taking down process groups whose other
+    members are gone may wait for ever.
+    """
+    open_standard_files()
+    if attempt_folder() is not None:
+        stop_when_asked()
+
+    def recorded(argv: list[str]) -> None:
+        try:
+            main(argv)
+        except BaseException as error:
+            end_undisturbed()
+            record(error)
+            raise
+
+    try:
+        status = run_command(recorded)
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else EXIT_FAILED
+    except BaseException:
+        traceback.print_exc()
+        status = EXIT_FAILED
+    if status:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return 0
+
+
+def stop_when_asked() -> None:
+    """Until training begins there is nothing to save: a signal that asks for a stop ends this rank with `StoppedBySignal`."""
+
+    def stop(_number: int, _frame: Any) -> None:
+        raise StoppedBySignal
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, stop)
+
+
+def end_undisturbed() -> None:
+    """A rank that ends with an error takes seconds at most; a launcher's signal must not turn that into a stop."""
+    if attempt_folder() is not None:
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def open_standard_files() -> None:
+    """Put /dev/null where stdin, stdout or stderr are closed; else the first file that is opened would take the place."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
+def end_of(error: BaseException) -> tuple[EndKind, int]:
+    """How a rank ends that ends with `error`, and its exit status."""
+    match error:
+        case StoppedBySignal():
+            return EndKind.STOPPED, EXIT_STOPPED
+        case ConfigError() | ShardError():
+            return EndKind.CONFIG, EXIT_USAGE
+        case PeerError():
+            return EndKind.PEER, EXIT_FAILED
+        case CheckpointError() | TrainingError() | RendezvousError():
+            return EndKind.FAILED, EXIT_FAILED
+        case UnhealthyError():
+            return EndKind.UNHEALTHY, EXIT_UNHEALTHY
+        case CorruptionError():
+            return EndKind.CORRUPT, EXIT_CORRUPT
+    return EndKind.EXCEPTION, EXIT_FAILED
+
+
+def make_end(error: BaseException, rank: int, step: int = 0) -> RankEnd:
+    """The end of `rank` on this node by `error`."""
+    kind, status = end_of(error)
+    is_known = kind not in (EndKind.EXCEPTION, EndKind.STOPPED)
+    message = str(error) if is_known else "" if kind == EndKind.STOPPED else f"{type(error).__name__}: {error}"
+    text = "" if kind in (EndKind.STOPPED, EndKind.CONFIG) else "".join(traceback.format_exception(error))
+    return RankEnd(rank, node_name(), kind, status, step, message, text, bad_nodes=list(getattr(error, "nodes", [])))
+
+
+def record(error: BaseException) -> None:
+    """Write how this rank ends, if a launcher wants to know and nobody has done it."""
+    folder = attempt_folder()
+    if folder is not None:
+        write_end(folder, make_end(error, int(os.environ.get("RANK", "0"))))

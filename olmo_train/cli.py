@@ -11,7 +11,12 @@ from olmo_train.errors import EXIT_USAGE, ConfigError, run_command
 VERBS = {
     "train": ("olmo_train.train", "pretrain a model: run_name=NAME [model=...] [data=...] [name=value ...]"),
     "size": ("olmo_train.model.size", "parameters and FLOPs per token of a config"),
+    "launch": ("launch.submit", "train on a Slurm cluster: cluster=NAME nodes=N time=T run_name=NAME ..."),
+    "launch tasks": ("launch.tasks", "data work as a job array: cluster=NAME tasks=N time=T VERB words..."),
     "launch local": ("launch.local", "train on several ranks of this machine: --ranks N run_name=NAME ..."),
+    "jobs": ("launch.jobs", "where each run stands: state, step, speed, when it is done, last save, restarts"),
+    "logs": ("launch.logs", "what happened in a run, the first error on top: RUN [-f] [--rank N] [--stacks]"),
+    "cancel": ("launch.cancel", "end a run's job for good, after a save or --now"),
     "data gather": ("data_tools.gather_text", "real text that this machine has, as Dolma documents"),
     "data tokenizer": ("data_tools.train_tokenizer", "train a byte-level BPE tokenizer on documents"),
     "data tokenize": ("data_tools.tokenize_corpus", "documents to token shards with a manifest"),
@@ -24,6 +29,10 @@ VERBS = {
     "checkpoints show": ("checkpoints.inspect.show", "everything known of one checkpoint, tensor by tensor if asked"),
     "checkpoints diff": ("checkpoints.inspect.diff", "two checkpoints, tensor by tensor"),
     "checkpoints curve": ("checkpoints.inspect.curve", "norms, routing, a text's probability over a run; an HTML report"),
+    "checkpoints mirror": (
+        "checkpoints.mirror.command",
+        "permanent steps of a run copied elsewhere, and back: RUN s3://bucket/prefix",
+    ),
     "checkpoints verify": ("checkpoints.verify.command", "the same as verify"),
     "verify": ("checkpoints.verify.command", "releases, runs, step folders: every byte, every claim, training again"),
     "convert": ("checkpoints.convert.command", "a checkpoint to Hugging Face, GGUF or a step folder, and back"),

@@ -57,6 +57,18 @@ class CorruptionError(RuntimeError):
         self.nodes = nodes
 
 
+class RendezvousError(RuntimeError):
+    """Ranks that did not find each other; `nodes` are those of which none came."""
+
+    def __init__(self, message: str, nodes: list[str] | None = None) -> None:
+        super().__init__(message)
+        self.nodes = nodes or []
+
+
+class PeerError(RuntimeError):
+    """Another rank ended, and this one cannot go on without it."""
+
+
 class StoppedBySignal(SystemExit):
     """Training saved a checkpoint and left because a signal asked it to."""
 
@@ -88,7 +100,7 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
     except ShardError as error:
         print(f"{prefix}{error}", file=sys.stderr)
         return EXIT_USAGE
-    except (CheckpointError, TrainingError) as error:
+    except (CheckpointError, TrainingError, RendezvousError, PeerError) as error:
         print(f"{prefix}{error}", file=sys.stderr)
         return EXIT_FAILED
     except (UnhealthyError, CorruptionError) as error:

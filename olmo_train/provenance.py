@@ -1,5 +1,6 @@
 """What produced a run: code, versions, hardware, command."""
 
+import json
 import os
 import platform
 import shlex
@@ -51,8 +52,11 @@ def provenance(n_ranks: int, device: torch.device) -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of this code, and whether files differ from it; None outside a checkout."""
+    """Commit of this code, and whether files differ from it; None outside a checkout. A job's copy of the code says it beside."""
     root = Path(__file__).resolve().parent.parent
+    if root.name == "code" and (root.parent / "code.json").is_file():
+        told = json.loads((root.parent / "code.json").read_text())
+        return {"commit": told["commit"], "has_changes": told["has_changes"]} if told["commit"] else None
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
         status = subprocess.run(

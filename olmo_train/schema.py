@@ -4,16 +4,15 @@ Hydra composes the values untyped; `to_dataclass` then checks them against the d
 (Hydra's own typed composition stops at the first one and exits with 1.) Nothing past this file sees a DictConfig.
 """
 
-import difflib
+import copy
 import os
 import sys
-import types
 from collections.abc import Callable
 from dataclasses import MISSING as NO_DEFAULT
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -24,11 +23,10 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from olmo_train.conversion import UNRESOLVED, convert, fields_of, nearest, strip_optional, type_name, unknown_name
 from olmo_train.errors import ConfigError
 
 T = TypeVar("T")
-_UNRESOLVED = object()
-"""Stands for a value whose interpolation failed; the failure itself is reported where it happens."""
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -50,13 +48,13 @@ def load_config(config_name: str, schema: type[T], overrides: list[str], check: 
     if values is None:
         raise ConfigError(problems)
     found: list[tuple[str, str]] = []
-    run = _convert(values, schema, "", found)
+    run = convert(values, schema, "", found)
     problems += [text for _, text in found if text]
     if found:
         bad = [name for name in words if any(_covers(name, path) for path, _ in found)]
         values = _compose(config_name, {name: word for name, word in words.items() if name not in bad}, [])
         found = []
-        run = _convert(values, schema, "", found) if values is not None else None
+        run = convert(values, schema, "", found) if values is not None else None
     if check and not found and run is not None:
         problems += [text for text in check(run) if text not in problems]
     if problems:
@@ -107,7 +105,7 @@ def to_dataclass(values: Any, schema: type[T]) -> T:
         ConfigError: lists every unknown name, wrong type and missing value.
     """
     found: list[tuple[str, str]] = []
-    run = _convert(values, schema, "", found)
+    run = convert(values, schema, "", found)
     if found:
         raise ConfigError([text for _, text in found])
     return run
@@ -135,16 +133,76 @@ def read_yaml(path: Path, schema: type[T]) -> T:
     Raises:
         ConfigError: the file is missing, is no YAML, or does not fit `schema`.
     """
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; it is written when a run starts") from None
-    except Exception as error:  # YAML errors have no common base across OmegaConf and PyYAML
-        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
+    values = OmegaConf.to_container(_load_yaml(path), resolve=True)
     try:
         return to_dataclass(values, schema)
     except ConfigError as error:
         raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None
+
+
+def load_saved(
+    path: Path,
+    schema: type[T],
+    overrides: list[str],
+    check: Callable[[T], list[str]] | None = None,
+    section: str | None = None,
+) -> T:
+    """Read one YAML file of a whole config, as `to_yaml` saves it, and change values of it by `name=value`.
+
+    Nothing of `configs/` is looked at. `section`: the file holds only this section of `schema`, and the overrides name it.
+
+    Raises:
+        ConfigError: as `load_config`, all problems at once; those of the file itself begin with its name.
+    """
+    node = _load_yaml(path)
+    if section is not None:
+        node = OmegaConf.create({section: node})
+    problems: list[str] = []
+    words: dict[str, str] = {}
+    for text in overrides:
+        _sort_override(text, schema, problems, words)
+    changed = _changed(node, words, problems)
+    found: list[tuple[str, str]] = []
+    run = convert(_resolve(changed, "", problems), schema, "", found)
+    problems += [text if any(_covers(word, name) for word in words) else f"{path}: {text}" for name, text in found if text]
+    if found:
+        good = {name: word for name, word in words.items() if not any(_covers(name, where) for where, _ in found)}
+        run = convert(_resolve(_changed(node, good, []), "", []), schema, "", [])
+    if check and run is not None:
+        problems += [text for text in check(run) if text not in problems]
+    if problems or run is None:
+        raise ConfigError(problems)
+    return run
+
+
+def _changed(node: Any, words: dict[str, str], problems: list[str]) -> Any:
+    """A copy of a saved config with values set; words that cannot be applied are reported and left out."""
+    node = copy.deepcopy(node)
+    for name, word in list(words.items()):
+        if name.endswith(" group"):
+            problems.append(f"{word} chooses a file of configs/, but a saved config holds values only; give them by their names")
+        elif not word.startswith("++"):
+            problems.append(f"{word} cannot be applied to a saved config; write name=value")
+        else:
+            try:
+                value = OverridesParser.create().parse_override(word).value()
+                OmegaConf.update(node, name, value, merge=True, force_add=True)
+            except (HydraException, OmegaConfBaseException) as error:
+                problems.append(f"{word.removeprefix('++')}: {str(error).splitlines()[0]}")
+    return node
+
+
+def _load_yaml(path: Path) -> DictConfig:
+    try:
+        node = OmegaConf.load(path)
+        OmegaConf.to_container(node, resolve=True)  # an interpolation that leads nowhere is told here, with the file's name
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; it is written when a run starts") from None
+    except Exception as error:  # YAML errors have no common base across OmegaConf and PyYAML
+        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"{path} is not a list of `name: value` lines")
+    return node
 
 
 # ---- composing -------------------------------------------------------------------------------------------------------
@@ -153,7 +211,7 @@ def read_yaml(path: Path, schema: type[T]) -> T:
 def _skeleton(schema: type) -> dict[str, Any]:
     """The defaults of a dataclass as a nested dict; sections without a default are opened up, so that Hydra knows their keys."""
     node: dict[str, Any] = {}
-    for field, kind in _fields(schema):
+    for field, kind in fields_of(schema):
         if is_dataclass(kind):
             node[field.name] = _skeleton(kind)  # type: ignore[arg-type]
         elif field.default_factory is not NO_DEFAULT:
@@ -195,7 +253,7 @@ def _group_problem(override: Override, group: Path, text: str) -> str | None:
     unknown = [str(c) for c in chosen if str(c) not in options]
     if not unknown:
         return None
-    return f"{text}: configs/{group.name}/ has no {unknown[0]!r}{_nearest(unknown[0], options)}; options: {', '.join(options)}"
+    return f"{text}: configs/{group.name}/ has no {unknown[0]!r}{nearest(unknown[0], options)}; options: {', '.join(options)}"
 
 
 def _name_problem(key: str, schema: type) -> str | None:
@@ -203,16 +261,16 @@ def _name_problem(key: str, schema: type) -> str | None:
     kind: Any = schema
     walked: list[str] = []
     for part in key.split("."):
-        kind = _strip_optional(kind)
+        kind = strip_optional(kind)
         if get_origin(kind) is dict:
             kind = get_args(kind)[1]
         elif is_dataclass(kind):
-            known = {field.name: hint for field, hint in _fields(kind)}  # type: ignore[arg-type]
+            known = {field.name: hint for field, hint in fields_of(kind)}  # type: ignore[arg-type]
             if part not in known:
-                return _unknown(".".join([*walked, part]), part, kind, list(known))
+                return unknown_name(".".join([*walked, part]), part, kind, list(known))
             kind = known[part]
         elif kind is not Any:
-            return f"{key}: {'.'.join(walked)} is a {_type_name(kind)} and has no fields"
+            return f"{key}: {'.'.join(walked)} is a {type_name(kind)} and has no fields"
         walked.append(part)
     return None
 
@@ -255,116 +313,11 @@ def _resolve(node: Any, path: str, problems: list[str]) -> Any:
             try:
                 out[str(key)] = _resolve(node[key], here, problems)
             except OmegaConfBaseException as error:
-                out[str(key)] = _UNRESOLVED
+                out[str(key)] = UNRESOLVED
                 if "MissingMandatoryValue" not in str(error) and "InterpolationToMissing" not in type(error).__name__:
                     problems.append(f"{here}: {str(error).splitlines()[0]}")
         return out
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-
-
-# ---- converting ------------------------------------------------------------------------------------------------------
-
-
-def _convert(value: Any, kind: Any, path: str, found: list[tuple[str, str]]) -> Any:
-    """`value` as an instance of `kind`; what does not fit is appended to `found` as (dotted name, problem)."""
-    if isinstance(value, str) and value == MISSING:
-        found.append((path, f"{path} is missing: give {path}=<{_type_name(kind)}>"))
-        return None
-    if value is _UNRESOLVED:
-        found.append((path, ""))
-        return None
-    optional = _strip_optional(kind)
-    if value is None and optional is not kind:
-        return None
-    kind = optional
-    if is_dataclass(kind):
-        return _convert_section(value, kind, path, found)  # type: ignore[arg-type]
-    if get_origin(kind) is dict and isinstance(value, dict):
-        inner = get_args(kind)[1]
-        return {str(k): _convert(v, inner, f"{path}.{k}", found) for k, v in value.items()}
-    if get_origin(kind) is list and isinstance(value, list):
-        inner = get_args(kind)[0]
-        return [_convert(v, inner, f"{path}[{i}]", found) for i, v in enumerate(value)]
-    return _convert_leaf(value, kind, path, found)
-
-
-def _convert_section(value: Any, kind: type, path: str, found: list[tuple[str, str]]) -> Any:
-    if not isinstance(value, dict):
-        found.append((path, f"{path or 'the config'}={value!r} is not a section with fields of {kind.__name__}"))
-        return None
-    hints = {field.name: (field, hint) for field, hint in _fields(kind)}
-    for name in value:
-        if name not in hints and not (path == "" and name == "hydra"):
-            here = f"{path}.{name}" if path else str(name)
-            found.append((here, _unknown(here, str(name), kind, list(hints))))
-    arguments = {}
-    before = len(found)
-    for name, (field, hint) in hints.items():
-        here = f"{path}.{name}" if path else name
-        if name in value:
-            arguments[name] = _convert(value[name], hint, here, found)
-        elif field.default_factory is not NO_DEFAULT:
-            arguments[name] = field.default_factory()
-        else:
-            default = MISSING if field.default is NO_DEFAULT else field.default
-            arguments[name] = _convert({} if _opens(default, hint) else default, hint, here, found)
-    return kind(**arguments) if len(found) == before else None
-
-
-def _opens(default: Any, hint: Any) -> bool:
-    """A section without a default still has its own defaults and may be whole."""
-    return isinstance(default, str) and default == MISSING and is_dataclass(hint)
-
-
-def _convert_leaf(value: Any, kind: Any, path: str, found: list[tuple[str, str]]) -> Any:
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        options = [str(member.value) for member in kind]
-        if isinstance(value, str | Enum) and str(value) in options:
-            return kind(str(value))
-        found.append((path, f"{path}={value} is not one of {', '.join(options)}{_nearest(str(value), options)}"))
-        return None
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if kind is str and isinstance(value, str | int | float) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(kind, type) and type(value) is kind:
-        return value
-    hint = ""
-    if kind is int and isinstance(value, float) and value.is_integer():
-        hint = f"; write {int(value)}"
-    if kind is bool:
-        hint = "; write true or false"
-    found.append((path, f"{path}={value!r} is a {type(value).__name__}, must be a {_type_name(kind)}{hint}"))
-    return None
-
-
-def _fields(schema: type) -> list[tuple[Any, Any]]:
-    """(dataclass field, resolved type) of every field."""
-    hints = get_type_hints(schema)
-    return [(field, hints[field.name]) for field in fields(schema)]
-
-
-def _strip_optional(kind: Any) -> Any:
-    """X for X | None, else the type itself."""
-    if get_origin(kind) in (Union, types.UnionType):
-        rest = [arg for arg in get_args(kind) if arg is not type(None)]
-        if len(rest) == 1:
-            return rest[0]
-    return kind
-
-
-def _type_name(kind: Any) -> str:
-    kind = _strip_optional(kind)
-    return getattr(kind, "__name__", str(kind)) if get_origin(kind) is None else str(kind)
-
-
-def _unknown(here: str, name: str, kind: Any, known: list[str]) -> str:
-    return f"{here} is not a field of {kind.__name__}{_nearest(name, known)}; fields: {', '.join(sorted(known))}"
-
-
-def _nearest(name: str, options: list[str]) -> str:
-    close = difflib.get_close_matches(name, options, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _covers(override: str, path: str) -> bool:

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from olmo_train.attempt import EndKind, attempt_folder, run_rank
 from olmo_train.checkpoint import manifest_identity
+from olmo_train.checkups import Checkups
 from olmo_train.config.model import BalanceScope
 from olmo_train.config.train import TrainConfig
 from olmo_train.data.checks import find_data_problems, find_tokenizer, readable_corpora
@@ -20,11 +22,13 @@ from olmo_train.data.loader import Loader, open_sources, prepare_sources, source
 from olmo_train.data.order import DataOrder, Source
 from olmo_train.data.shards import Corpus
 from olmo_train.downstream import TaskEvaluator, find_task_problems
-from olmo_train.errors import ConfigError, ShardError, run_command
+from olmo_train.drill import Drill
+from olmo_train.errors import ConfigError, ShardError
 from olmo_train.evaluate import HeldoutEvaluator
 from olmo_train.kernels.choose import Kernels, choose_kernels, find_kernel_problems
 from olmo_train.kernels.needs import Needs
 from olmo_train.metrics import MetricsLog, peak_flops
+from olmo_train.mirror import end_mirror, restore_from_mirror, start_mirror
 from olmo_train.model.init import initial_rows
 from olmo_train.model.kernel_needs import kernel_needs
 from olmo_train.model.shapes import param_shapes, stacked_rows, vocab_rows
@@ -33,11 +37,16 @@ from olmo_train.model.transformer import Transformer
 from olmo_train.optim.build import build_optimizer
 from olmo_train.optim.guard import Guard
 from olmo_train.optim.parts import Part
+from olmo_train.parallel.agreement import facts_of
 from olmo_train.parallel.collectives import any_rank, from_main
 from olmo_train.parallel.float8 import find_float8_problems
 from olmo_train.parallel.fsdp import DTYPES, materialize, shard
+from olmo_train.parallel.health import check_health
 from olmo_train.parallel.memory import keep_freed_memory
 from olmo_train.parallel.mesh import Layout, choose_device, init_distributed, world
+from olmo_train.parallel.rendezvous import meet
+from olmo_train.parallel.stragglers import CollectiveClock
+from olmo_train.parallel.watchdog import Watchdog
 from olmo_train.parallel.weights import Weight, weights_of
 from olmo_train.problems import find_problems
 from olmo_train.provenance import provenance
@@ -45,7 +54,7 @@ from olmo_train.resume import Live, Progress, load_weights, newest_good_step, re
 from olmo_train.rng import seed_everything
 from olmo_train.run_folder import RunFolder
 from olmo_train.saver import Saver
-from olmo_train.schema import run_hydra, to_plain
+from olmo_train.schema import load_saved, run_hydra, to_plain
 from olmo_train.train_step import TrainStep
 from olmo_train.trainer import Parts, Trainer
 
@@ -53,32 +62,60 @@ log = logging.getLogger("olmo_train")
 
 
 def main(argv: list[str]) -> None:
-    """Compose the config from `argv` and train."""
+    """Compose the config from `argv`, or take a saved one (`--from FILE`), and train."""
     keep_freed_memory()
-    run_hydra(train, "train", TrainConfig, find_all_problems, argv)
+    if argv and argv[0].split("=", 1)[0] == "--from":
+        path, overrides = saved_config(argv)
+        train(load_saved(path, TrainConfig, overrides, find_all_problems))
+    else:
+        run_hydra(train, "train", TrainConfig, find_all_problems, argv)
+
+
+def saved_config(argv: list[str]) -> tuple[Path, list[str]]:
+    """The file of `--from FILE` or `--from=FILE`, and the words after it."""
+    words = [*argv[0].split("=", 1), *argv[1:]]
+    if len(words) < 2 or not words[1]:
+        raise ConfigError("--from needs a file: the config.yaml of a run or of a job, e.g. runs/NAME/config.yaml")
+    return Path(words[1]), words[2:]
 
 
 def train(run: TrainConfig) -> None:
-    """Run a checked config to its end; the table of contents of this project."""
-    layout = init_distributed(run.parallel)
-    _start_logging(layout)
+    """Run a checked config to its end; all ranks meet first, and are watched until they end."""
+    rank, n_ranks, _ = world()
+    is_watched = n_ranks > 1 or attempt_folder() is not None
+    meeting = meet(rank, n_ranks, facts_of(run, n_ranks), run.faults) if is_watched else None
+    with Watchdog(run.faults, meeting) as watchdog:
+        layout = init_distributed(run.parallel, meeting.store if meeting is not None else None)
+        _start_logging(layout)
+        is_complete = _train(run, layout, watchdog)
+        watchdog.finish(EndKind.COMPLETE if is_complete else EndKind.PAUSED)
+    dist.destroy_process_group()
+
+
+def _train(run: TrainConfig, layout: Layout, watchdog: Watchdog) -> bool:
+    """Build everything in order and train, the table of contents of this project; False if `stop_at_step` came before the end."""
     seed_everything(run.seed, layout.rank)
+    drill = Drill(run.faults, layout.rank, layout.n_ranks, Path(run.run_dir)) if run.faults.drill else None
+    check_health(layout, run.faults, drill is not None and drill.is_sick())
     folder = RunFolder(run, layout)
     try:
         sources = _open_data(run, layout, folder.path)
         order = DataOrder(sources, run.seed, run.data.seq_len, run.data.global_batch_size)
         live = build(run, layout, order)
-        progress = _begin(run, live, folder.steps)
-        parts = _assemble(run, live, sources, progress, folder)
+        progress = _begin(run, live, folder.steps, watchdog)
+        parts = _assemble(run, live, sources, progress, folder, watchdog, drill)
+        mirror = start_mirror(run, layout)
         last = run.max_tokens // run.data.global_batch_size
         if progress.step >= last:
             log.info("run %s is complete: step %d is saved in %s", run.run_name, progress.step, folder.steps)
         else:
             Trainer(run, parts).fit()
             log.info("run %s: step %d of %d is saved in %s", run.run_name, progress.step, last, folder.steps)
+        if progress.step >= last:
+            end_mirror(run, layout, mirror, lambda: watchdog.beat("end", last))
+        return progress.step >= last
     finally:
         folder.close()
-    dist.destroy_process_group()
 
 
 # ---- checks, before anything is allocated ----------------------------------------------------------------------------------
@@ -146,9 +183,12 @@ def _parts(run: TrainConfig, weights: dict[str, Weight]) -> dict[str, Part]:
     return parts
 
 
-def _begin(run: TrainConfig, live: Live, steps: Path) -> Progress:
-    """Fill the weights: from this run's newest good step, or another run's, or at random."""
+def _begin(run: TrainConfig, live: Live, steps: Path, watchdog: Watchdog) -> Progress:
+    """Fill the weights: from this run's newest good step, here or in its mirror, or another run's, or at random."""
     newest = newest_good_step(steps, live.layout)
+    wants_mirror = newest is None and run.checkpoint.mirror is not None
+    if wants_mirror and restore_from_mirror(run, live.layout, lambda: watchdog.beat("start", 0)):
+        newest = newest_good_step(steps, live.layout)
     if newest is not None:
         progress = resume(live, run, newest)
         log.info("resumed after step %d from %s", progress.step, newest)
@@ -178,7 +218,15 @@ def draw_weights(run: TrainConfig, live: Live) -> None:
         weight.fill(initial_rows(shape, run.model, run.seed, weight.rows))
 
 
-def _assemble(run: TrainConfig, live: Live, sources: list[Source], progress: Progress, folder: RunFolder) -> Parts:
+def _assemble(
+    run: TrainConfig,
+    live: Live,
+    sources: list[Source],
+    progress: Progress,
+    folder: RunFolder,
+    watchdog: Watchdog,
+    drill: Drill | None,
+) -> Parts:
     """Everything around the model."""
     layout = live.layout
     corpora = {source.name: source_corpus(run.data, source.name, folder.path / "data") for source in sources}
@@ -187,15 +235,18 @@ def _assemble(run: TrainConfig, live: Live, sources: list[Source], progress: Pro
     peak, peak_source = peak_flops(run.metrics, layout.device)
     facts: dict[str, Any] = {
         "from_step": progress.step, "kernels": asdict(live.model.kernels), "flops_convention": FLOPS_CONVENTION,
-        "peak_flops": {"value": peak, "source": peak_source}, **provenance(layout.n_ranks, layout.device),
+        "peak_flops": {"value": peak, "source": peak_source}, **provenance(layout.n_ranks, layout.device), **watchdog.facts(),
     }  # fmt: skip
     if run.load is not None and not progress.is_saved:
         facts["loaded"] = manifest_identity(Path(run.load.path))
     if layout.is_main and progress.is_saved:
         _tell_of_other_kernels(folder.starts(), live.model.kernels)
+    metrics = MetricsLog(folder.path, run, layout.is_main, to_plain(run), folder.fence.check)
+    clock = CollectiveClock(layout.device) if layout.n_ranks > 1 else None
+    train_step = TrainStep(live.model, live.optimizer, live.guard, layout, run, clock)
     return Parts(
         live=live,
-        train_step=TrainStep(live.model, live.optimizer, live.guard, layout, run),
+        train_step=train_step,
         loader=Loader(live.order, run.data, layout.rank, layout.n_ranks),
         heldout=HeldoutEvaluator(sources, token_bytes, run.data, layout, run.eval.max_instances),
         tasks=TaskEvaluator(run.eval, run.data, tokenizer, layout) if run.eval.tasks and tokenizer else None,
@@ -203,14 +254,18 @@ def _assemble(run: TrainConfig, live: Live, sources: list[Source], progress: Pro
             folder.steps,
             run.checkpoint,
             (layout.rank, layout.n_ranks),
-            folder.attempt,
+            folder.fence,
             lambda flag: any_rank(layout, flag),
+            metrics.sync,
         ),
-        metrics=MetricsLog(folder.path, run, layout.is_main, to_plain(run)),
+        metrics=metrics,
         progress=progress,
         flops_per_token=flops_per_token(run.model, run.data.seq_len),
         peak_flops=peak,
         provenance=folder.add_start(facts) if layout.is_main else "",
+        watchdog=watchdog,
+        checkups=Checkups(run, live, train_step, progress.step),
+        drill=drill,
     )
 
 
@@ -273,4 +328,4 @@ def _describe(run: TrainConfig, layout: Layout, order: DataOrder, kernels: Kerne
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_command(main))
+    raise SystemExit(run_rank(main))

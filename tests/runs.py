@@ -52,7 +52,7 @@ def losses(run_dir: Path) -> list[float]:
     return [line["loss"] for line in metrics(run_dir) if line["step"] > 0]
 
 
-TIMES = ("tokens_per_s", "tokens_per_s_per_rank", "mfu", "peak_memory_gib", "seconds", "eta_s", "time")
+TIMES = ("tokens_per_s", "tokens_per_s_per_rank", "mfu", "peak_memory_gib", "seconds", "eta_s", "time", "ranks")
 
 
 def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,13 +12,22 @@ PACKAGES = ("olmo_train", "data_tools", "checkpoints", "launch")
 
 # A file may import from strictly lower floors, and within its own folder.
 FLOORS = [
-    {"olmo_train.errors", "olmo_train.files", "olmo_train.rng", "olmo_train.step_folder"},
+    {
+        "olmo_train.code",
+        "olmo_train.conversion",
+        "olmo_train.errors",
+        "olmo_train.files",
+        "olmo_train.rng",
+        "olmo_train.step_folder",
+    },
     {
         "olmo_train.attempt",
         "olmo_train.config",
         "olmo_train.schema",
         "olmo_train.tokenizer",
         "olmo_train.checkpoint",
+        "olmo_train.fence",
+        "olmo_train.journal",
         "olmo_train.kernels",
     },
     {
@@ -28,6 +37,9 @@ FLOORS = [
         "olmo_train.parallel",
         "olmo_train.problems",
         "olmo_train.provenance",
+        "olmo_train.changes",
+        "olmo_train.staging",
+        "olmo_train.cli",
     },
     {
         "olmo_train.metrics",
@@ -37,15 +49,15 @@ FLOORS = [
         "olmo_train.drill",
         "data_tools",
         "launch",
-        "olmo_train.cli",
     },
     {"olmo_train.train_step", "olmo_train.resume", "checkpoints"},
-    {"olmo_train.run_folder", "olmo_train.trainer"},
+    {"olmo_train.mirror", "olmo_train.run_folder", "olmo_train.checkups"},
+    {"olmo_train.trainer"},
     {"olmo_train.train"},
 ]
 # No torch is needed to look at a shard, a config or a job script; these import only each other.
 TORCH_FREE = (
-    "olmo_train.errors", "olmo_train.files", "olmo_train.step_folder", "olmo_train.attempt", "olmo_train.config", "olmo_train.schema", "olmo_train.tokenizer", "olmo_train.problems", "olmo_train.cli",
+    "olmo_train.code", "olmo_train.conversion", "olmo_train.errors", "olmo_train.files", "olmo_train.step_folder", "olmo_train.attempt", "olmo_train.config", "olmo_train.schema", "olmo_train.tokenizer", "olmo_train.problems", "olmo_train.changes", "olmo_train.cli",
     "olmo_train.data", "olmo_train.model.size", "olmo_train.model.shapes", "olmo_train.model.activations", "olmo_train.model.memory", "olmo_train.model.recipes", "data_tools", "launch",
 )  # fmt: skip
 

@@ -30,6 +30,16 @@ class Layout:
         return self.mesh["shard"].get_group()
 
     @property
+    def has_replicas(self) -> bool:
+        """Whether there is more than one copy of the parameters (HSDP)."""
+        return "replicate" in (self.mesh.mesh_dim_names or ())
+
+    @property
+    def replicate_group(self) -> dist.ProcessGroup:
+        """The ranks that hold the same rows as this one, in other copies; only where `has_replicas`."""
+        return self.mesh["replicate"].get_group()
+
+    @property
     def is_main(self) -> bool:
         """Rank 0: the one that logs and writes the run's small files."""
         return self.rank == 0
@@ -41,8 +51,10 @@ def world() -> tuple[int, int, int]:
     return int(os.environ.get("RANK", "0")), ranks, int(os.environ.get("LOCAL_WORLD_SIZE", str(ranks)))
 
 
-def init_distributed(config: ParallelConfig) -> Layout:
-    """Join the process group and build the mesh. Without torchrun's environment this is a group of one, without a port.
+def init_distributed(config: ParallelConfig, store: dist.Store | None = None) -> Layout:
+    """Join the process group of the ranks that share `store`, and build the mesh.
+
+    Without a store they are those of torchrun's environment, and without that this is a group of one, without a port.
 
     Raises:
         ConfigError: CUDA was asked for and is not there.
@@ -56,7 +68,9 @@ def init_distributed(config: ParallelConfig) -> Layout:
         torch.set_num_threads(threads)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     timeout = timedelta(seconds=config.timeout_s)
-    if "WORLD_SIZE" in os.environ:
+    if store is not None:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=n_ranks, timeout=timeout)
+    elif "WORLD_SIZE" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
