@@ -69,6 +69,8 @@ def test_the_number_of_ranks_is_checked(shards: Path, tmp_path: Path, capsys: py
         main(["--ranks", "0", *small(shards, tmp_path / "run")])
     with pytest.raises(ConfigError, match=r"micro_batch_size \* n_ranks = 64 \* 3 = 192"):
         main(["--ranks", "3", *small(shards, tmp_path / "run")])
+    with pytest.raises(ConfigError, match="--restarts=-1 must be at least 0; 0 never starts again"):
+        main(["--ranks", "1", "--restarts", "-1", *small(shards, tmp_path / "run")])
     for words in ([], ["--ranks", "two"]):
         with pytest.raises(SystemExit) as caught:
             main(words)
@@ -102,3 +104,21 @@ def test_a_signal_saves_and_the_status_says_so(shards: Path, tmp_path: Path) -> 
     assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, step + 1))
     assert f"stopped by a signal after step {step}, which is saved; the same command continues" in err
     assert "Traceback" not in err
+
+
+def test_with_restarts_a_killed_rank_costs_only_the_steps_since_the_last_save(shards: Path, tmp_path: Path) -> None:
+    words = ["max_tokens=1024", "optim.schedule.warmup_tokens=256", "checkpoint.save_every=2", "faults.health_check=false"]
+    drill = "faults.drill=[{kind: kill, rank: 1, step: 4}]"
+    done = launch(tmp_path, ["--restarts", "1", *small(shards, tmp_path / "run", "metrics.log_every=1", *words, drill)])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4]
+    story = (tmp_path / "run/jobs/0001/job-local.log").read_text()
+    assert story == done.stdout
+    for part in (
+        "attempt 1 from the beginning, 2 ranks on 1 node",
+        "FIRST ERROR: ended without a word (killed, or the node is lost): rank 1 ",
+        "next: start again at once: it had saved up to step 2, which counts as progress",
+        "attempt 2 from step 2",
+        "the end: the run is complete and saved",
+    ):
+        assert part in story
