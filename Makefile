@@ -1,17 +1,24 @@
 # make demo   the main job from nothing: real text in, a trained, stopped and resumed mixture of experts out
 # make test   lint, types and the whole suite
-# Both do their own set-up, in .venv.
+# make chaos  a training run on four nodes that meets random faults: make chaos SEED=7 MINUTES=10
+# All do their own set-up, in .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test chaos lint clean
 
 demo: .venv/runtime
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh
 
-test: .venv/dev .venv/browser lint
+# Tests on a Slurm cluster of their own come last and one by one: each keeps both cores busy and some watch the clock.
+test: .venv/dev .venv/browser .venv/slurm lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not slurm"
+	$(BIN)/python -m pytest -m "slurm and not slow" --durations=10
+
+# Random faults for minutes: make chaos SEED=7 MINUTES=10
+chaos: .venv/dev .venv/slurm
+	$(BIN)/python -m pytest tests/chaos -m slurm -s $(if $(SEED),--chaos-seed $(SEED)) $(if $(MINUTES),--chaos-minutes $(MINUTES))
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -33,6 +40,11 @@ lint: .venv/dev
 # The report of a run is tested in a browser, which Debian has and pip has not.
 .venv/browser: .venv/dev
 	command -v chromium >/dev/null || bash tests/install_chromium.sh
+	touch $@
+
+# A real Slurm, of Debian's packages; each test run starts its own cluster of it on this machine, and ends it.
+.venv/slurm: .venv/dev tests/install_slurm.sh launch/slurm_local.sh
+	bash tests/install_slurm.sh
 	touch $@
 
 clean:

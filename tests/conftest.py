@@ -11,6 +11,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from tests.corpora import write_corpus
+from tests.slurm.fixtures import any_cluster, cables, cluster, flat_cluster, networked_cluster  # noqa: F401 - fixtures
 
 LONGEST = (
     "test_readme.py",
