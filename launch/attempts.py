@@ -79,6 +79,11 @@ def newest_step(run_dir: Path) -> int:
     return max((step for step, _ in list_steps(run_dir / "steps")), default=-1)
 
 
+def set_aside(run_dir: Path) -> set[str]:
+    """Step folders that a start has found damaged or does not trust, and moved away."""
+    return {path.name for word in ("damaged", "suspect") for path in (run_dir / "steps").glob(f".step*.{word}-*")}
+
+
 def is_over(attempt: Attempt, ends: list[RankEnd], reported: set[int], lost: Iterable[str] = ()) -> bool:
     """Whether nothing more can come: each rank has left its word, or the launcher has told its end, or its node is lost."""
     silent = {*lost, *(node for end in ends for node in end.bad_nodes)}
@@ -144,7 +149,9 @@ def _first_error(attempt: Attempt, end: RankEnd, title: str = "FIRST ERROR") -> 
 def _without_a_word(attempt: Attempt, ranks: list[int], srun_said: list[str], in_full: bool) -> list[str]:
     where = ", ".join(f"{rank} ({attempt.node_of(rank)})" for rank in ranks[:8]) + (", ..." if len(ranks) > 8 else "")
     title = "FIRST ERROR: " if in_full else ""
-    lines = [f"{title}ended without a word (killed, or the node is lost): rank{'s' * (len(ranks) > 1)} {where}"]
+    left = any("Exited with exit code" in line for line in srun_said) and in_full
+    why = "left, and could write no word: see their logs" if left else "killed, or the node is lost"
+    lines = [f"{title}ended without a word ({why}): rank{'s' * (len(ranks) > 1)} {where}"]
     lines += [f"    {line}" for line in srun_said if "error:" in line or "task" not in line][:12]
     if in_full:
         lines += [f"    {line}" for line in tail(log_path(Path(attempt.folder), ranks[0]), 12)]

@@ -48,6 +48,8 @@ class Job:
     """Restarts in a row without a newer step saved."""
     silent_s: float = 60.0
     """After which ranks end by themselves when others are gone (faults.silent_s)."""
+    margin_s: float = 120.0
+    """With less than this left until the time limit nothing is started any more (cluster.signal_before_s)."""
     requeue: bool = True
     """`scontrol requeue` is allowed; else the script is submitted anew."""
 

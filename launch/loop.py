@@ -10,12 +10,23 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Protocol
 
-from launch.attempts import GOOD, Attempt, explain, history, is_over, newest_step, reported_ends, sick, without_a_word
+from launch.attempts import (
+    GOOD,
+    Attempt,
+    explain,
+    history,
+    is_over,
+    newest_step,
+    reported_ends,
+    set_aside,
+    sick,
+    without_a_word,
+)
 from launch.guard import Heart
 from launch.job_folder import Job, new_folder
 from launch.restart import Action, Decision, Situation, decide, failures_in_a_row, largest, pick
 from launch.slurm import SlurmError
-from olmo_train.attempt import node_name, read_ends
+from olmo_train.attempt import blamed_nodes, node_name, read_ends
 from olmo_train.errors import EXIT_FAILED, EXIT_STOPPED
 
 SETTLE_S = 3.0
@@ -84,6 +95,8 @@ class Supervisor:
     """This job is in the queue again, or another in its place."""
     limit_at: float | None = None
     """Of the time limit, on this process's clock: of a job that is being ended Slurm does not tell it any more."""
+    aside: frozenset[str] = frozenset()
+    """Step folders that were moved away before the attempt that runs."""
 
     def run(self) -> tuple[Action, str, int]:
         """Run attempts until something else than another attempt has to follow: (what, why, exit status)."""
@@ -189,6 +202,7 @@ class Supervisor:
         """Note that an attempt begins."""
         folder = new_folder(self.folder / "attempts")
         before = newest_step(Path(self.job.run_dir))
+        self.aside = frozenset(set_aside(Path(self.job.run_dir)))
         attempt = Attempt(str(folder), nodes, self.job.ranks_per_node, before, slurm_id=self.slurm_id)
         attempt.write()
         return attempt
@@ -235,14 +249,18 @@ class Supervisor:
         ends, said = read_ends(Path(attempt.folder)), self.site.said(attempt)
         after = newest_step(Path(self.job.run_dir))
         attempt.step_after, attempt.ended = after, time.time()
+        missing_ranks = without_a_word(attempt, ends, set())
         missing = {attempt.node_of(rank) for rank in without_a_word(attempt, ends, reported_ends(said))}
-        attempt.bad_nodes = sorted({node for end in ends for node in end.bad_nodes} | (missing if ends else set()))
+        attempt.bad_nodes = sorted(set(blamed_nodes(ends)) | (missing if ends else set()))
         attempt.sick_nodes = sorted(sick(ends))
         attempt.write()  # before Slurm is asked, which may take long
         seconds = attempt.ended - attempt.started
         span = f"step {after} is the newest saved" + (f", {attempt.step_before} was before" if attempt.step_before >= 0 else "")
         span = span if after >= 0 else "no step is saved"
         self.tell(f"attempt {attempt.number} ended after {_duration(seconds)}; {span}")
+        for name in sorted(set_aside(Path(self.job.run_dir)) - self.aside):
+            _, step, word = name.split(".")
+            self.tell(f"{step} was {word.split('-')[0]}: moved to steps/{name}, and the step before it used; why: rank 0's log")
         self.tell(*explain(attempt, ends, said))
         if attempt.sick_nodes:
             self.tell(f"not used again by this job: {' '.join(attempt.sick_nodes)}")
@@ -253,7 +271,7 @@ class Supervisor:
             ends=ends, step_before=attempt.step_before, step_after=after, failures=_failures_before(past),
             max_failures=self.job.max_failures, n_nodes=n_usable, node_counts=self.job.node_counts, left_s=left_s,
             cancelled=(self.folder / "cancelled").exists(), told_to_end=self.told_to_end, lost=lost and not ends,
-            can_requeue=self.site.can_requeue,
+            can_requeue=self.site.can_requeue, n_silent=len(missing_ranks), margin_s=self.job.margin_s,
         )  # fmt: skip
         decision = decide(now)
         attempt.failures = failures_in_a_row(now) if decision.action is not Action.FINISHED else 0

@@ -41,6 +41,8 @@ class Situation:
     cancelled: bool = False
     told_to_end: bool = False
     """The supervisor has had SIGTERM."""
+    n_silent: int = 0
+    """Ranks that left no word. Where others were stopped, one of these may have died first, and its launcher stopped them."""
     lost: bool = False
     """The supervisor was lost, and no rank left a word: Slurm took the nodes away, or the only one died."""
     can_requeue: bool = True
@@ -70,7 +72,7 @@ def decide(now: Situation) -> Decision:
         return Decision(Action.FINISHED, "stop_at_step is reached and saved")
     if now.cancelled:
         return Decision(Action.END, "it was cancelled (`olmo cancel`); nothing starts again", EXIT_STOPPED)
-    if word is EndKind.STOPPED:
+    if word is EndKind.STOPPED and not now.n_silent:
         return _stopped(now)
     if failure is not None and failure.kind is EndKind.CONFIG:
         return Decision(Action.END, "a wrong config or wrong data: starting again would end alike", EXIT_USAGE)

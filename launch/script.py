@@ -17,6 +17,15 @@ MODULES = "/etc/profile.d/modules.sh /etc/profile.d/lmod.sh /etc/profile.d/z00_l
 """Where sites define the shell function `module`, if a batch script does not have it."""
 
 
+SUPERVISE = """\
+trap 'told_to_end=1' TERM
+while {}; status=$?; (( status > 128 )) && [[ -z $told_to_end ]]; do
+  echo "$(date '+%F %T') $(hostname): the supervisor was ended by signal $((status - 128)), and is started again"
+done
+exit $status
+"""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a job is: paths are absolute."""
@@ -31,9 +40,9 @@ class Place:
 
 
 def batch_script(cluster: ClusterConfig, launch: LaunchConfig, place: Place) -> str:
-    """The text of job.sbatch: resources, environment, and then the supervisor in place of the shell."""
+    """The text of job.sbatch: resources, environment, and then the supervisor, again if it is killed: its ranks outlive it."""
     python = cluster.supervisor_python or sys.executable
-    body = f"exec {shlex.quote(python)} -m launch.supervise {shlex.quote(str(place.folder))}\n"
+    body = SUPERVISE.format(f"{shlex.quote(python)} -m launch.supervise {shlex.quote(str(place.folder))}")
     lines = [*_resources(cluster, launch), "--signal=USR1@" + str(cluster.signal_before_s), "--no-kill"]
     lines += ["--requeue" if cluster.requeue else "--no-requeue"]
     return script(lines, cluster, place, f"{place.folder}/job-%j.log", body)

@@ -44,6 +44,7 @@ def job_of(request: Request, place: Place) -> Job:
         srun=srun_options(request.cluster, place),
         max_failures=request.launch.max_failures,
         silent_s=request.run.faults.silent_s,
+        margin_s=request.cluster.signal_before_s + 60.0,
         requeue=request.cluster.requeue,
     )
 

@@ -9,6 +9,7 @@
 A launcher names the folder in the environment variable `OLMO_ATTEMPT_DIR`; without it nothing is written.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -70,6 +71,8 @@ class EndKind(StrEnum):
     """Replicas, or a step taken twice, differed."""
 
 
+PATIENCE_S = 5.0
+"""For a file system that refuses a rank's last word."""
 ECHOES = (EndKind.PEER, EndKind.HUNG)
 """Ends that follow from another rank's, where there is another."""
 
@@ -117,10 +120,20 @@ def log_path(folder: Path, rank: int) -> Path:
 
 
 def write_end(folder: Path, end: RankEnd) -> None:
-    """Leave word of how a rank ended; the first word stays."""
+    """Leave word of how a rank ended; the first word stays. A full disk has room again once a failed save is taken away.
+
+    Raises:
+        OSError: the file system refused for `PATIENCE_S`.
+    """
     path = folder / f"rank-{end.rank:05d}.end.json"
-    if not path.exists():
-        write_atomic(path, json.dumps({**asdict(end), "time": end.time or time.time()}).encode())
+    deadline = time.monotonic() + PATIENCE_S
+    while not path.exists():
+        try:
+            write_atomic(path, json.dumps({**asdict(end), "time": end.time or time.time()}).encode())
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def read_ends(folder: Path) -> list[RankEnd]:
@@ -248,4 +261,5 @@ def record(error: BaseException) -> None:
     """Write how this rank ends, if a launcher wants to know and nobody has done it."""
     folder = attempt_folder()
     if folder is not None:
-        write_end(folder, make_end(error, int(os.environ.get("RANK", "0"))))
+        with contextlib.suppress(OSError):  # the error itself is told on stderr
+            write_end(folder, make_end(error, int(os.environ.get("RANK", "0"))))

@@ -63,7 +63,7 @@ class Drill:
         """
         factor = None
         for key, drill in list(self._todo):
-            if drill.kind == DrillKind.SICK or step != drill.step:
+            if drill.kind == DrillKind.SICK or step < drill.step or (step > drill.step and drill.kind != DrillKind.SLOW):
                 continue
             self._take(key, drill)
             if drill.kind in LOSS_FACTORS:

@@ -55,7 +55,8 @@ class FaultsConfig:
     hang_at_start_s: float = 1800.0
     """The same until the first step of a start is done, during evaluation and while a save is waited for."""
     silent_s: float = 60.0
-    """Without a sign of life of a rank (its process or its node is gone, or stopped): as above. So soon a lost node is seen."""
+    """Without a sign of life of a rank: as above. So soon a lost node is seen, and in training a stopped process; one that is
+    there but silent while it starts, evaluates or saves is given `hang_s`."""
     health_check: bool = True
     """Before training, matrix products and an all-reduce with known answers on every device."""
     straggler_frac: float = 0.2

@@ -86,8 +86,17 @@ class RankState:
 
     def hang_limit(self, faults: FaultsConfig) -> float:
         """Seconds without progress that are no hang."""
-        usual = max(faults.hang_s, STEPS_OF_PATIENCE * self.longest_s)
+        usual = self._usual_limit(faults)
         return usual if self.is_quick else max(usual, faults.hang_at_start_s)
+
+    def stall_limit(self, faults: FaultsConfig) -> float:
+        """Seconds without a sign of life of a process that is there. Compiling or reading a slow disk with the interpreter's
+        lock held is no hang, but nothing holds it for as long as an evaluation may take.
+        """
+        return faults.silent_s if self.is_quick else max(faults.silent_s, self._usual_limit(faults))
+
+    def _usual_limit(self, faults: FaultsConfig) -> float:
+        return max(faults.hang_s, STEPS_OF_PATIENCE * self.longest_s)
 
 
 @dataclass
@@ -114,8 +123,7 @@ def find_trouble(
     """
     quiet = [state for state in states if now - state.heard > faults.silent_s]
     silent = list(zip(quiet, answers(quiet), strict=True)) if quiet else []
-    # A process that is there but says nothing may compile, or read a slow disk, with the interpreter's lock held.
-    silent = [(s, answer) for s, answer in silent if answer != "stalled" or s.is_quick or now - s.heard > s.hang_limit(faults)]
+    silent = [(s, answer) for s, answer in silent if answer != "stalled" or now - s.heard > s.stall_limit(faults)]
     if silent:
         told = "; ".join(f"{state.name} {SILENCE[answer]}" for state, answer in silent[:8])
         more = f" and {len(silent) - 8} more" if len(silent) > 8 else ""

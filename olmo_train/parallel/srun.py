@@ -8,8 +8,8 @@ import os
 import runpy
 import sys
 
-from olmo_train.attempt import open_standard_files, record
-from olmo_train.errors import ConfigError, run_command
+from olmo_train.attempt import attempt_folder, open_standard_files, record, stop_when_asked
+from olmo_train.errors import ConfigError, StoppedBySignal, run_command
 
 
 def main(argv: list[str]) -> None:
@@ -23,10 +23,15 @@ def main(argv: list[str]) -> None:
     os.environ.update(rank_environment(dict(os.environ)))
     for name in ("MASTER_ADDR", "MASTER_PORT"):  # of a shell in which something else was tried: the file of the attempt decides
         os.environ.pop(name, None)
+    # Gloo would announce what the host's name resolves to, which on some systems is a loopback address.
+    if interface := os.environ.get("OLMO_RENDEZVOUS_INTERFACE"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    if attempt_folder() is not None:
+        stop_when_asked()  # before torch is imported, which takes seconds: an early signal would kill without a word
     sys.argv = argv[1:]
     try:
         runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
-    except Exception as error:  # e.g. a package that this node lacks: the module could not record it itself
+    except (Exception, StoppedBySignal) as error:  # e.g. a package that this node lacks: the module could not record it itself
         record(error)
         raise
 

@@ -129,7 +129,8 @@ class Watchdog:
             else:
                 end.order = self._tell(end)
         if self.folder is not None:
-            write_end(self.folder, end)
+            with contextlib.suppress(OSError):  # the error itself is told on stderr, and must not give way to this one
+                write_end(self.folder, end)
 
     def _tell(self, end: RankEnd) -> int | None:
         assert self.meeting is not None
@@ -188,7 +189,7 @@ class Watchdog:
     def _doubt_main(self, meeting: Meeting, heard: float, now: float) -> float:
         """Rank 0 does not answer; give it longer where long silence may be work, else end. Returns when it counts as heard."""
         answer = knock([RankState(0, meeting.main_node, meeting.wire.peer)])[0]
-        if answer == "stalled" and self._progress[0] not in QUICK and now - heard < self.faults.hang_at_start_s:
+        if answer == "stalled" and self._progress[0] not in QUICK and now - heard < self.faults.hang_s:
             return heard
         told = {
             "stalled": "is there but does nothing (stopped, or holding Python's lock)",
@@ -235,7 +236,8 @@ class Watchdog:
         """Write every thread's stack; return where the training thread stands, and whether it waits for others there."""
         file = self._stacks or sys.stderr
         with contextlib.suppress(OSError, ValueError):
-            file.write(f"---- {time.strftime('%F %T')} rank stacks: {reason}\n")
+            rank = self.meeting.rank if self.meeting else 0
+            file.write(f"---- {time.strftime('%F %T')} rank {rank} on {node_name()}: {reason}\n")
             file.flush()
             faulthandler.dump_traceback(file)
         return where_it_stands(sys._current_frames().get(self._main_thread))
@@ -276,6 +278,8 @@ def where_it_stands(frame: Any) -> tuple[str, bool]:
         frame = frame.f_back
     if not stack:
         return "no Python frame", False
+    if any(name == __file__ for name, _, _ in stack):
+        return "its own end, after an error", True
     ours = [entry for entry in stack if "olmo_train" in entry[0]] or stack
     place = [
         f"{'/'.join(Path(name).parts[-2:])}:{line} {function}"

@@ -92,6 +92,14 @@ def test_a_rank_that_was_killed_is_the_first_error_and_its_log_is_shown(tmp_path
     assert lines[-1].startswith("stacks of 1 ranks: ")
 
 
+def test_ranks_that_could_not_write_their_word_are_not_called_killed(tmp_path: Path) -> None:
+    this = attempt(tmp_path)
+    Path(this.folder, "rank-00000.log").write_text("error: metrics.jsonl: No space left on device\n")
+    lines = explain(this, [], ["srun: error: n1: tasks 0-1: Exited with exit code 1"])
+    assert lines[0].startswith("FIRST ERROR: ended without a word (left, and could write no word: see their logs): ranks 0 (n1)")
+    assert "    error: metrics.jsonl: No space left on device" in lines
+
+
 def test_ranks_that_never_began_show_what_srun_said(tmp_path: Path) -> None:
     lines = explain(attempt(tmp_path), [], ["srun: error: Unable to create step for job 1: Requested nodes are busy"])
     assert lines[0] == "FIRST ERROR: ended without a word (killed, or the node is lost): ranks 0 (n1), 1 (n1), 2 (n2), 3 (n2)"

@@ -31,6 +31,7 @@ print("ranks of attempt", attempt_folder().name, flush=True)
 if saves is not None:
     (run / f"steps/step{{saves:08d}}").mkdir(parents=True)
     (run / f"steps/step{{saves:08d}}/manifest.json").touch()
+    (run / "steps/step00000005").exists() and saves == 9 and (run / "steps/step00000005").rename(run / "steps/.step00000005.damaged-77")
 for rank, kind in enumerate(kinds):
     if kind:
         write_end(attempt_folder(), RankEnd(rank, "here", EndKind(kind), 1, 3, f"rank {{rank}} says {{kind}}"))
@@ -61,6 +62,8 @@ def test_failures_are_followed_by_another_attempt_until_the_run_is_complete(tmp_
     assert told[0].startswith("attempt 1 from the beginning, 2 ranks on 1 node: ")
     assert told[2] == "FIRST ERROR: rank 1 on here, at step 3, exception: rank 1 says exception"
     assert "attempt 3 from step 5" in "\n".join(told)
+    aside = "step00000005 was damaged: moved to steps/.step00000005.damaged-77, and the step before it used; why: rank 0's log"
+    assert told.count(aside) == 1
     assert told[-1] == "next: nothing, all is done: the run is complete and saved"
     assert (this.folder / "attempts/0003/rank-00000.log").read_text() == "ranks of attempt 0003\n"
 

@@ -38,6 +38,9 @@ NO_PROGRESS = replace(FAILED, step_after=10)
         (replace(FAILED, ends=ends(None, C)), Action.AGAIN, 0, "progress"),
         (replace(FAILED, ends=ends(X, C)), Action.AGAIN, 0, "progress"),
         (replace(FAILED, ends=ends(S, S)), Action.REQUEUE, EXIT_STOPPED, "a signal"),
+        # a rank died without a word before anything was saved, and its launcher stopped the others
+        (replace(NO_PROGRESS, ends=ends(S, None), n_silent=1), Action.AGAIN, 0, "restart 1 of 3"),
+        (replace(NO_PROGRESS, ends=ends(S, None), n_silent=1, failures=3), Action.END, EXIT_FAILED, "4 attempts in a row"),
         (replace(FAILED, ends=ends(S, S), cancelled=True), Action.END, EXIT_STOPPED, "olmo cancel"),
         (replace(FAILED, ends=ends(S, S), can_requeue=False), Action.END, EXIT_STOPPED, "the same command goes on"),
         # scancel sends SIGTERM, and the ranks save; near the time limit it is the time limit's

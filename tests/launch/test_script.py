@@ -59,7 +59,7 @@ def test_what_a_site_leaves_out_is_not_asked_for(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_the_script_becomes_the_supervisor_with_the_code_of_the_job(tmp_path: Path) -> None:
+def test_the_script_runs_the_supervisor_with_the_code_of_the_job(tmp_path: Path) -> None:
     folder = tmp_path / "a job"
     folder.mkdir()
     show = tmp_path / "python"
@@ -78,6 +78,16 @@ def test_the_script_becomes_the_supervisor_with_the_code_of_the_job(tmp_path: Pa
         "FROM_SETUP=a b", "SLURM_EXPORT_ENV=ALL",
     }  # fmt: skip
     assert wanted <= set(lines)
+
+
+def test_a_supervisor_that_is_killed_is_started_again_and_one_that_ends_is_not(tmp_path: Path) -> None:
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/bash\necho x >>"$COUNT"; (( $(wc -l <"$COUNT") > 2 )) && exit 75; kill -9 $$\n')
+    fake.chmod(0o755)
+    site = cluster(Environment.NONE, supervisor_python=str(fake))
+    done = bash(batch_script(site, LAUNCH, place(tmp_path)), tmp_path, COUNT=str(tmp_path / "count"))
+    assert done.returncode == 75
+    assert done.stdout.count("the supervisor was ended by signal 9, and is started again") == 2
 
 
 def test_a_module_that_does_not_load_ends_the_job(tmp_path: Path) -> None:

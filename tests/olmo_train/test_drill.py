@@ -53,6 +53,12 @@ def test_once_is_once_in_the_life_of_the_run(tmp_path: Path) -> None:
     assert drill_of(tmp_path, changed).begin_step(5, {}) is not None
 
 
+def test_a_slow_machine_is_slow_after_a_restart_too(tmp_path: Path) -> None:
+    drill = drill_of(tmp_path, DrillConfig(DrillKind.SLOW, rank=1, step=3, seconds=0.001, once=False))
+    drill.begin_step(7, {})  # resumed beyond step 3
+    assert drill._slow_s == 0.001
+
+
 def test_a_rank_that_is_not_there_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     drill_of(tmp_path, DrillConfig(DrillKind.KILL, rank=3), rank=0, n_ranks=2)
     assert "faults.drill[0].rank=3: there are 2 ranks now, so it does not happen" in caplog.text
