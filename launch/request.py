@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from launch.cluster import cluster_problems, has_slurm, launch_problems, ranks_per_node, read_cluster, site_problems
@@ -143,7 +143,8 @@ def read_request(words: Words, site: Site) -> Request:
     def check(run: TrainConfig) -> list[str]:
         problems = find_data_problems(run.data, vocab_rows(run.model), run.eval.needs_heldout)
         if launch is None or cluster is None or not sure:
-            return find_problems(run, n_ranks=1) + problems
+            unshared = replace(run, parallel=replace(run.parallel, shard_size=None))  # nobody knows how many ranks there are
+            return find_problems(unshared, n_ranks=1) + problems
         problems = [*run_problems(run, launch.nodes, cluster), *_folder_problems(run), *problems]
         if not problems:
             counts.extend(node_counts(run, launch, cluster))

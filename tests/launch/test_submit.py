@@ -152,6 +152,8 @@ def test_missing_words_of_the_launch_are_told_by_name(shards: Path, tmp_path: Pa
         f"{name} is missing: give {name}=<{kind}>" for name, kind in (("cluster", "str"), ("nodes", "int"), ("time", "str"))
     ]
     assert problems_of(*words(shards, tmp_path, "nodes=two")) == ["nodes='two' is a str, must be a int"]
+    # how many ranks there are is not known then, so nothing is said of what they divide
+    assert problems_of(*words(shards, tmp_path, "nodes=two", "parallel.shard_size=2")) == ["nodes='two' is a str, must be a int"]
 
 
 def test_a_run_that_does_not_fit_the_gpus_is_told_what_fits(tmp_path: Path, shards: Path, tools: Path) -> None:
