@@ -11,10 +11,9 @@ BIN := .venv/bin
 demo: .venv/runtime
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh
 
-# Tests on a Slurm cluster of their own come last and one by one: each keeps both cores busy and some watch the clock.
+# Three workers on two cores: those whose test has a Slurm cluster of its own often wait for it.
 test: .venv/dev .venv/browser .venv/slurm lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not slurm"
-	$(BIN)/python -m pytest -m "slurm and not slow" --durations=10
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" --durations=25
 
 # Random faults for minutes: make chaos SEED=7 MINUTES=10
 chaos: .venv/dev .venv/slurm

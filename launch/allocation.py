@@ -11,7 +11,7 @@ from typing import Any
 from launch import slurm
 from launch.attempts import Attempt
 from launch.job_folder import Job, add_slurm_id
-from olmo_train.attempt import ATTEMPT_DIR
+from olmo_train.attempt import ATTEMPT_DIR, node_name
 
 SOON_S = 20.0
 """For an answer of Slurm's while a run waits for it."""
@@ -45,13 +45,17 @@ class Allocation:
         """Nodes that Slurm does not call lost, and the seconds until the time limit.
 
         Raises:
-            SlurmError: Slurm does not answer from here.
+            SlurmError: Slurm does not answer from here, or knows nothing yet.
         """
         answer = slurm.ask(["squeue", "--noheader", f"--jobs={self.job_id}", "--format=%N|%L"], SOON_S).strip()
         nodelist, _, left = answer.partition("|")
         nodes = slurm.expand(nodelist)
         states = slurm.node_states(nodes)
-        return [node for node in nodes if states.get(node, "down") not in LOST], slurm.seconds(left)
+        alive = [node for node in nodes if states.get(node, "down") not in LOST]
+        if node_name() in nodes and node_name() not in alive:
+            # As long as a controller that was started anew has not heard of its nodes: they are no less there than this one.
+            raise slurm.SlurmError(f"Slurm calls {node_name()} {states.get(node_name(), 'unknown')}, from where this is asked")
+        return alive, slurm.seconds(left)
 
     def is_at_time_limit(self) -> bool:
         """Whether that is why Slurm ends this job."""
@@ -90,21 +94,21 @@ class Allocation:
             f"--nodelist={','.join(nodes)}", f"--ntasks={len(nodes) * ranks_per_node}", f"--ntasks-per-node={ranks_per_node}",
         ]  # fmt: skip
 
-    def probe(self, nodes: list[str]) -> list[str]:
-        """Those of the nodes on which a process can be started now."""
+    def probe(self, nodes: list[str], enough: int) -> list[str]:
+        """Those of the nodes on which a process can be started now; once `enough` are found, the others are not waited for."""
         tries = {}
         for node in nodes:
             command = [*self._srun([node], 1), "--mem=0", "--gres=none", "--job-name=probe", "true"]
             tries[node] = subprocess.Popen(command, env=_environment(), **QUIET)
         deadline = time.monotonic() + PROBE_S
-        alive = []
-        for node, process in tries.items():
-            try:
-                if process.wait(max(0.1, deadline - time.monotonic())) == 0:
-                    alive.append(node)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        alive: list[str] = []
+        while len(alive) < enough and time.monotonic() < deadline and any(try_.poll() is None for try_ in tries.values()):
+            time.sleep(0.1)
+            alive = [node for node, try_ in tries.items() if try_.poll() == 0]
+        for try_ in tries.values():
+            if try_.poll() is None:
+                try_.kill()
+            try_.wait()
         return alive
 
     def steps(self) -> list[str]:

@@ -149,7 +149,8 @@ def _first_error(attempt: Attempt, end: RankEnd, title: str = "FIRST ERROR") -> 
 def _without_a_word(attempt: Attempt, ranks: list[int], srun_said: list[str], in_full: bool) -> list[str]:
     where = ", ".join(f"{rank} ({attempt.node_of(rank)})" for rank in ranks[:8]) + (", ..." if len(ranks) > 8 else "")
     title = "FIRST ERROR: " if in_full else ""
-    left = any("Exited with exit code" in line for line in srun_said) and in_full
+    exited = reported_ends([line for line in srun_said if "Exited with exit code" in line])
+    left = in_full and bool(exited & set(ranks)) and not (reported_ends(srun_said) - exited) & set(ranks)
     why = "left, and could write no word: see their logs" if left else "killed, or the node is lost"
     lines = [f"{title}ended without a word ({why}): rank{'s' * (len(ranks) > 1)} {where}"]
     lines += [f"    {line}" for line in srun_said if "error:" in line or "task" not in line][:12]

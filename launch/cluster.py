@@ -1,11 +1,14 @@
 """A site as its YAML file tells it, checked: by itself, with what is asked of it, and with what Slurm says of itself."""
 
+import math
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import MISSING
@@ -30,6 +33,8 @@ OURS = {
     "nothing: it is always set",
 }  # fmt: skip
 """Options that the job script sets itself, and what sets them."""
+OUR_VARIABLES = ("PYTHONPATH", "PYTHONSAFEPATH", "PYTHONUNBUFFERED", "OLMO_ATTEMPT_DIR", "SLURM_EXPORT_ENV", "SLURM_CONF", "PATH")
+"""Without their values the job would run other code, or none; `environment.setup` may extend PATH."""
 SITE_TIME = "minutes, hours:minutes:seconds or days-hours:minutes:seconds, e.g. 1-12:00:00"
 
 
@@ -85,14 +90,30 @@ def ranks_per_node(cluster: ClusterConfig) -> int:
 
 def cluster_problems(cluster: ClusterConfig) -> list[str]:
     """What is wrong with a site before anything is asked of it, each as: dotted name, value, rule, remedy."""
-    return [*_ranges(cluster), *_ranks(cluster), *_environment(cluster.environment), *_options(cluster)]
+    found = [*_texts(asdict(cluster), "cluster"), *_ranges(cluster), *_ranks(cluster), *_environment(cluster.environment)]
+    return [*found, *_options(cluster)]
+
+
+def _texts(values: Any, name: str) -> Iterator[str]:
+    """A line break would end a line of the job script in the middle, and what follows it would be run as bash."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _texts(value, f"{name}.{key}")
+    elif isinstance(values, list) and not name.endswith(".setup"):
+        for value in values:
+            yield from _texts(value, name)
+    elif isinstance(values, str) and not values.isprintable():
+        yield f"{name}={values!r} has a line break or another character that cannot be printed; leave it out"
 
 
 def _ranges(cluster: ClusterConfig) -> Iterator[str]:
     for name in ("ranks_per_node", "gpu_memory_gib", "cpus_per_rank", "memory_gib_per_node", "max_nodes", "signal_before_s"):
         value = getattr(cluster, name)
-        if value is not None and value <= 0:
-            yield f"cluster.{name}={value} must be positive"
+        if value is not None and not 0 < value < math.inf:
+            yield f"cluster.{name}={value} must be positive{'' if value <= 0 else ' and finite'}"
+    memory = cluster.memory_gib_per_node
+    if memory is not None and 0 < memory * 1024 < 1:
+        yield f"cluster.memory_gib_per_node={memory} is less than a MiB; give more, or null for all of the node"
     if cluster.gpus_per_node < 0:
         yield f"cluster.gpus_per_node={cluster.gpus_per_node} must not be negative; 0 is a site without GPUs"
     if cluster.signal_before_s > 65535:
@@ -152,8 +173,20 @@ def _environment(environment: EnvironmentConfig) -> Iterator[str]:
         elif not Path(outside).exists():
             yield f"{here}.mounts: {outside} does not exist here; mount folders that login and compute nodes share"
     for module in environment.modules:
-        if not re.fullmatch(r"[^\s;|&<>$`]+", module):
+        if not re.fullmatch(r"[^\s;|&<>$`'\"()\\]+", module):
             yield f"{here}.modules: {module!r} is no module's name; one name each, lines of bash go into {here}.setup"
+    yield from _setup_problems(environment.setup)
+
+
+def _setup_problems(setup: list[str]) -> Iterator[str]:
+    """What bash does not understand ends the job after it has waited for its nodes."""
+    bash = shutil.which("bash")
+    if not setup or bash is None:
+        return
+    done = subprocess.run([bash, "-n"], input="\n".join(setup) + "\n", capture_output=True, text=True, timeout=30)
+    if done.returncode:
+        said = " ".join(done.stderr.split()).removeprefix(f"{bash}: ")
+        yield f"cluster.environment.setup is not bash: {said}; mend it, one or more whole lines each"
 
 
 def _venv(path: str | None, python: str) -> Iterator[str]:
@@ -183,6 +216,8 @@ def _options(cluster: ClusterConfig) -> Iterator[str]:
     for name in cluster.network:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             yield f"cluster.network: {name!r} is no name of an environment variable"
+        elif name in OUR_VARIABLES:
+            yield f"cluster.network: {name} is set by the job itself; leave it out"
     for field in ("sbatch", "srun"):
         for option in getattr(cluster, field):
             word = re.split(r"[=\s]", option, maxsplit=1)[0]
@@ -193,9 +228,25 @@ def _options(cluster: ClusterConfig) -> Iterator[str]:
     interface = cluster.rendezvous_interface
     if interface is not None and not re.fullmatch(r"[A-Za-z0-9_.:@-]{1,15}", interface):
         yield f"cluster.rendezvous_interface={interface!r} is no network interface; `ip -brief address` on a node shows them"
-    python = cluster.supervisor_python
-    if python is not None and shutil.which(python) is None and "/" in python:
+    yield from _supervisor_python(cluster)
+
+
+def _supervisor_python(cluster: ClusterConfig) -> Iterator[str]:
+    python, led_to = cluster.supervisor_python, cluster.environment.modules or cluster.environment.setup
+    if python is None or (led_to and "/" not in python):
+        return
+    found = shutil.which(python)
+    if found is None:
         yield f"cluster.supervisor_python={python} does not exist here; give a Python 3.11 or newer that compute nodes have too"
+        return
+    try:
+        is_new = subprocess.run(
+            [found, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"], capture_output=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        is_new = None
+    if is_new is None or is_new.returncode:
+        yield f"cluster.supervisor_python={python} is no Python 3.11 or newer; give one that compute nodes have too"
 
 
 def launch_problems(launch: LaunchConfig, cluster: ClusterConfig) -> list[str]:
@@ -211,6 +262,8 @@ def launch_problems(launch: LaunchConfig, cluster: ClusterConfig) -> list[str]:
     if cluster.max_nodes is not None and total > cluster.max_nodes:
         spare = f" + spare_nodes={launch.spare_nodes}" if launch.spare_nodes else ""
         problems.append(f"nodes={launch.nodes}{spare} is more than cluster.max_nodes={cluster.max_nodes}; ask for fewer")
+    if launch.dependency is not None and not re.fullmatch(r"[\w:,?+-]+", launch.dependency):
+        problems.append(f"dependency={launch.dependency!r} is no dependency of sbatch; write it as afterok:123")
     return problems + list(_time_problems(launch, cluster))
 
 

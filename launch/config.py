@@ -89,7 +89,7 @@ class LaunchConfig:
     min_nodes: int | None = None
     """Go on with as few as this when nodes are lost, wherever the global batch divides; None: always `nodes`."""
     spare_nodes: int = 0
-    """Nodes allocated beyond `nodes`, idle until one is lost: nothing waits for the queue then."""
+    """Nodes allocated beyond `nodes` if the site has them free, idle until one is lost: nothing waits for the queue then."""
     time: str = MISSING
     """Time limit of one allocation; the job requeues itself until the run is complete."""
     max_failures: int = 3

@@ -75,12 +75,17 @@ def read(path: Path) -> dict[str, object] | None:
         return None
 
 
-def wait_for_silence(folder: Path, silent_s: float) -> str:
-    """Return when nobody has given a sign of life for `silent_s` by this node's own clock; with the node that was last heard."""
+def wait_for_silence(folder: Path, silent_s: float) -> str | None:
+    """Return when nobody has given a sign of life for `silent_s` by this node's own clock; with the node that was last heard.
+
+    None: another supervisor works now, with a guard of its own.
+    """
     last, since = read(folder / FILE), time.monotonic()
     while time.monotonic() - since < silent_s:
         time.sleep(min(1.0, silent_s / 10))
         seen = read(folder / FILE)
+        if seen is not None and last is not None and seen["who"] != last["who"]:
+            return None
         if seen is not None and seen != last:
             last, since = seen, time.monotonic()
     return str((last or {}).get("node", "an unknown node"))

@@ -6,6 +6,7 @@ fail, as loop.py does under Slurm too: up to K times in a row without a newer st
 """
 
 import argparse
+import contextlib
 import os
 import shlex
 import signal
@@ -111,16 +112,17 @@ class Here:
         """Nothing: torchrun's words are in the log."""
         return []
 
-    def probe(self, nodes: list[str]) -> list[str]:
+    def probe(self, nodes: list[str], enough: int) -> list[str]:
         """This machine answers."""
         return nodes
 
     def steps(self) -> list[str]:
-        """None of an earlier supervisor's."""
-        return []
+        """Ranks that were started from here; none of an earlier supervisor's."""
+        return ["torchrun"] if self.process is not None and self.process.poll() is None else []
 
     def stop(self, process: "subprocess.Popen[bytes] | None") -> None:
         """Kill what is left of torchrun and its ranks."""
+        process = process or self.process
         if process is not None:
             for pid in [*_descendants(process.pid), process.pid] if process.poll() is None else []:
                 _send(pid, signal.SIGKILL)
@@ -136,8 +138,9 @@ def _copy(process: "subprocess.Popen[bytes]", path: Path) -> None:
     assert process.stdout is not None
     with open(path, "ab") as log:
         for line in process.stdout:
-            log.write(line)
-            log.flush()
+            with contextlib.suppress(OSError):  # a full disk; who reads no more would stop the ranks
+                log.write(line)
+                log.flush()
             sys.stderr.buffer.write(line)
             sys.stderr.flush()
 

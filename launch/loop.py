@@ -4,6 +4,8 @@ Where ranks run is a `Site`: an allocation of Slurm's (allocation.py) or this ma
 never taken from a launcher's exit status, which hides a crash behind a peer's, but from the ranks' own words and step folders.
 """
 
+import contextlib
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,12 @@ MISSING_S = 10.0
 SETTLE_GOOD_S = 60.0
 """The same after good ends."""
 POLL_S = 0.5
+SELDOM_S = 10.0
+"""Between questions to Slurm while ranks are watched that another supervisor started, and nothing is heard of them."""
+FRESH_S = 10.0
+"""For which a node that answered, or did not, is not asked again."""
+REFUSED_S = 900.0
+"""For which the job folder may be on a full or failing file system, before the job ends."""
 
 
 class Site(Protocol):
@@ -52,8 +60,8 @@ class Site(Protocol):
     def said(self, attempt: Attempt) -> list[str]:
         """What the launcher said of them."""
 
-    def probe(self, nodes: list[str]) -> list[str]:
-        """Those of the nodes that answer."""
+    def probe(self, nodes: list[str], enough: int) -> list[str]:
+        """Those of the nodes that answer, at least `enough` if so many do."""
 
     def steps(self) -> list[str]:
         """What runs."""
@@ -72,9 +80,10 @@ class Story:
         """Tell; one fact a line. Indented lines belong to the one before."""
         for line in lines:
             head = "" if line.startswith(" ") else f"{time.strftime('%Y-%m-%d %H:%M:%S')} {node_name()}: "
-            print(f"{head}{line}", flush=True)
+            with contextlib.suppress(OSError):  # no room in the log is no reason to end a run; Python keeps the line for later
+                print(f"{head}{line}", flush=True)
             if self._path is not None:
-                with open(self._path, "a") as file:
+                with contextlib.suppress(OSError), open(self._path, "a") as file:
                     file.write(f"{head}{line}\n")
 
 
@@ -98,11 +107,40 @@ class Supervisor:
     aside: frozenset[str] = frozenset()
     """Step folders that were moved away before the attempt that runs."""
 
+    asked_at: float = float("-inf")
+    """When Slurm was last asked for steps."""
+    probed: tuple[float, list[str], list[str]] | None = None
+    """When which suspects were asked for a sign of life, and which of them answered."""
+    taken_up: bool = False
+    """`run` was interrupted by a file system that refused, and goes on."""
+
     def run(self) -> tuple[Action, str, int]:
-        """Run attempts until something else than another attempt has to follow: (what, why, exit status)."""
+        """Run attempts until something else than another attempt has to follow: (what, why, exit status).
+
+        Raises:
+            OSError: the file system of the job folder refused for `REFUSED_S`.
+        """
+        refused_since = refused_at = float("-inf")
+        while True:
+            try:
+                return self._run()
+            except FileNotFoundError:
+                raise  # no srun, or no job folder any more
+            except OSError as error:
+                if self.told_to_end:
+                    return Action.END, f"the job was told to end, and its folder cannot be used: {error}", EXIT_STOPPED
+                if time.monotonic() - refused_at > 60.0:
+                    refused_since = time.monotonic()
+                    self.tell(f"the job folder cannot be used: {error}; trying again for {REFUSED_S:.0f} s")
+                elif time.monotonic() - refused_since > REFUSED_S:
+                    raise
+                self.taken_up, refused_at = True, time.monotonic()
+                time.sleep(10 * POLL_S)
+
+    def _run(self) -> tuple[Action, str, int]:
         past = history(self.folder)
         if past and past[-1].ended is None:
-            is_new = bool(self.lost) or self._some_run()
+            is_new = self.taken_up or bool(self.lost) or self._some_run()
             decision = self._settle(past[-1], is_new)
             # With nothing running it has been in the queue since.
             if decision.action in (Action.FINISHED, Action.END) or (is_new and decision.action is Action.REQUEUE):
@@ -178,8 +216,12 @@ class Supervisor:
         asked = [node for node in nodes if node in suspects and node not in sick_nodes]
         if len(well) >= self.job.node_counts[0] or not asked:
             return well
-        alive = self.site.probe(asked)
-        for node in [] if quietly else asked:
+        enough = self.job.node_counts[0] - len(well)
+        if self.probed is None or self.probed[1] != asked or time.monotonic() - self.probed[0] > FRESH_S:
+            answered = self.site.probe(asked, enough)
+            self.probed = (time.monotonic(), asked, answered)
+        alive = self.probed[2]
+        for node in [] if quietly else asked if len(alive) < enough else alive:
             self.tell(f"{node}, which ranks called silent, {'answers: used again' if node in alive else 'does not answer'}")
         return [node for node in nodes if node in well or node in alive]
 
@@ -204,13 +246,17 @@ class Supervisor:
         before = newest_step(Path(self.job.run_dir))
         self.aside = frozenset(set_aside(Path(self.job.run_dir)))
         attempt = Attempt(str(folder), nodes, self.job.ranks_per_node, before, slurm_id=self.slurm_id)
-        attempt.write()
+        try:
+            attempt.write()
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         return attempt
 
     def _watch(self, attempt: Attempt, process: "Popen[bytes] | None") -> None:
         """Wait until the launcher ends (without one: the step), or ranks have ended and it does not."""
         n_told, told_at = 0, time.monotonic()
-        while process.poll() is None if process else self._some_run():
+        while process.poll() is None if process else self._some_run(SELDOM_S if time.monotonic() - told_at > SELDOM_S else 0.0):
             time.sleep(POLL_S)
             if self.heart and not self.heart.is_mine:
                 if process:
@@ -231,8 +277,11 @@ class Supervisor:
                 self.tell(told if missing else "all ranks have ended; what is left of them is killed")
                 return
 
-    def _some_run(self) -> bool:
+    def _some_run(self, every_s: float = 0.0) -> bool:
         time.sleep(2 * POLL_S)
+        if time.monotonic() - self.asked_at < every_s:
+            return True
+        self.asked_at = time.monotonic()
         try:
             return bool(self.site.steps())
         except SlurmError:
@@ -240,7 +289,8 @@ class Supervisor:
 
     def _settle(self, attempt: Attempt, runs: bool) -> Decision:
         """Finish an attempt whose supervisor was lost: wait for its ranks, if there are any."""
-        self.tell(f"attempt {attempt.number} has lost its supervisor{'; watched from here' if runs else ''}")
+        if not self.taken_up:
+            self.tell(f"attempt {attempt.number} has lost its supervisor{'; watched from here' if runs else ''}")
         self._watch(attempt, None)
         self.site.stop(None)
         return self._finish(attempt, lost=True)

@@ -47,10 +47,10 @@ def submitted_text(request: Request, folder: Path, job_id: str) -> str:
             *facts(request),
             f"job folder       {_near(folder)}",
             f"log              {_near(folder)}/job-{job_id}.log, the ranks' in attempts/ beside it",
-            f"see              olmo jobs {name}",
-            f"read             olmo logs {name} -f",
-            f"stop             olmo cancel {name}",
-            f"launch it again  bash {_near(folder)}/repeat.sh",
+            f"see              olmo jobs {shlex.quote(name)}",
+            f"read             olmo logs {shlex.quote(name)} -f",
+            f"stop             olmo cancel {shlex.quote(name)}",
+            f"launch it again  bash {shlex.quote(f'{_near(folder)}/repeat.sh')}",
         ]
     )
 

@@ -213,6 +213,13 @@ def _memory_problems(run: TrainConfig, n_ranks: int, cluster: ClusterConfig) -> 
 def _folder_problems(run: TrainConfig) -> Iterator[str]:
     """Whether the run folder can be made, or holds this run."""
     path = Path(os.path.abspath(run.run_dir))
+    for name, value, wrong in (
+        ("run_name", run.run_name, "\"'\\"),
+        ("run_dir", str(path), "\"'\\%"),
+        ("folder", os.getcwd(), "\"'\\%"),
+    ):
+        if bad := next((character for character in value if character in wrong or not character.isprintable()), None):
+            yield f"{name}={value!r} has {bad!r} in it, which sbatch takes for something else; give a name without it"
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     if not there.is_dir():
         yield f"run_dir={run.run_dir}: {there} is a file; give another run_dir"

@@ -83,7 +83,7 @@ def _stopped(now: Situation) -> Decision:
     why = "a signal asked it to stop (the time limit is near, or another job needs the nodes) and it has saved"
     if now.told_to_end and not _is_out_of_time(now):
         # scancel; or a preemption, after which Slurm requeues by itself
-        return Decision(Action.END, "the job was told to end (SIGTERM), and it has saved", EXIT_STOPPED)
+        return Decision(Action.END, f"the job was told to end (SIGTERM), and it has saved{_if_slurm(now)}", EXIT_STOPPED)
     if now.can_requeue:
         return Decision(Action.REQUEUE, why, EXIT_STOPPED)
     return Decision(Action.END, "a signal asked it to stop and it has saved; the same command goes on", EXIT_STOPPED)
@@ -93,7 +93,7 @@ def _failed(now: Situation) -> Decision:
     if now.told_to_end and _is_out_of_time(now):
         return Decision(Action.REQUEUE, "the time limit came before the ranks had saved", EXIT_STOPPED)
     if now.told_to_end:
-        return Decision(Action.END, "the job was told to end (SIGTERM)", EXIT_STOPPED)
+        return Decision(Action.END, f"the job was told to end (SIGTERM){_if_slurm(now)}", EXIT_STOPPED)
     failures = failures_in_a_row(now)
     if failures > now.max_failures:
         told = (
@@ -115,6 +115,11 @@ def _failed(now: Situation) -> Decision:
     else:
         why = f"restart {failures} of {now.max_failures} that are allowed without a newer step saved"
     return Decision(Action.AGAIN, why, n_nodes=n_nodes, wait_s=wait_s(failures))
+
+
+def _if_slurm(now: Situation) -> str:
+    """Of whoever sent SIGTERM nothing is known."""
+    return "; after a requeue or a preemption Slurm starts it again" if now.can_requeue else ""
 
 
 def _is_out_of_time(now: Situation) -> bool:

@@ -19,8 +19,11 @@ MODULES = "/etc/profile.d/modules.sh /etc/profile.d/lmod.sh /etc/profile.d/z00_l
 
 SUPERVISE = """\
 trap 'told_to_end=1' TERM
-while {}; status=$?; (( status > 128 )) && [[ -z $told_to_end ]]; do
-  echo "$(date '+%F %T') $(hostname): the supervisor was ended by signal $((status - 128)), and is started again"
+killed=0 told_to_end=
+while {}; status=$?; (( status > 128 && ++killed <= 20 )) && [[ -z $told_to_end ]]; do
+  node=${{SLURMD_NODENAME:-$HOSTNAME}}
+  echo "$(date '+%F %T') $node: the supervisor was ended by signal $((status - 128)), and is started again"
+  sleep 1
 done
 exit $status
 """
@@ -81,8 +84,7 @@ def _quoted(option: str) -> str:
 
 def _resources(cluster: ClusterConfig, launch: LaunchConfig) -> list[str]:
     """Options of sbatch that say what the job needs."""
-    options = [f"--nodes={launch.nodes + launch.spare_nodes}", f"--ntasks-per-node={ranks_per_node(cluster)}"]
-    options += [f"--cpus-per-task={cluster.cpus_per_rank}", f"--time={launch.time}", *queue_options(cluster)]
+    options = [*_nodes(cluster, launch), f"--time={launch.time}", *queue_options(cluster)]
     if cluster.gpus_per_node and cluster.gpu_request is not None:
         options.append(cluster.gpu_request.replace("{gpus}", str(cluster.gpus_per_node)))
     memory = cluster.memory_gib_per_node
@@ -92,6 +94,15 @@ def _resources(cluster: ClusterConfig, launch: LaunchConfig) -> list[str]:
     if launch.dependency is not None:
         options.append(f"--dependency={launch.dependency}")
     return options
+
+
+def _nodes(cluster: ClusterConfig, launch: LaunchConfig) -> list[str]:
+    """A spare makes a range: while a node of the site is lost for long, a job that insists on its spare would wait as long."""
+    ranks, cpus = ranks_per_node(cluster), cluster.cpus_per_rank
+    if not launch.spare_nodes:
+        return [f"--nodes={launch.nodes}", f"--ntasks-per-node={ranks}", f"--cpus-per-task={cpus}"]
+    # With a number of tasks, Slurm 22.05 gives the fewest nodes; so each node is one task that has the CPUs of its ranks.
+    return [f"--nodes={launch.nodes}-{launch.nodes + launch.spare_nodes}", f"--cpus-per-task={ranks * cpus}"]
 
 
 def queue_options(cluster: ClusterConfig) -> list[str]:

@@ -13,7 +13,7 @@ from launch.report import dry_run_text, submitted_text
 from launch.request import read_request, read_site, split_words
 from launch.slurm import told
 from launch.sweep import launch_sweep, swept
-from launch.write_job import give_to_slurm, refuse_second, write_job
+from launch.write_job import alone, give_to_slurm, refuse_second, write_job
 from olmo_train.errors import run_command
 
 
@@ -40,12 +40,13 @@ def launch_run(words: list[str], dry_run: bool) -> None:
     """
     split = split_words(words)
     request = read_request(split, read_site(split))
-    refuse_second([request.run_dir])
     if dry_run:
+        refuse_second([request.run_dir])
         print(dry_run_text(request, words, split.rest))
         return
-    folder = write_job(request, words)
-    job_id = give_to_slurm(folder)
+    with alone([request.run_dir]):
+        folder = write_job(request, words)
+        job_id = give_to_slurm(folder)
     print(submitted_text(request, folder, job_id))
     for note in request.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -23,6 +23,7 @@ from launch.restart import Action
 from launch.slurm import SlurmError
 from olmo_train.attempt import node_name
 from olmo_train.errors import EXIT_FAILED, EXIT_STOPPED, ConfigError
+from olmo_train.files import write_atomic
 
 
 def main(argv: list[str]) -> int:
@@ -34,7 +35,10 @@ def main(argv: list[str]) -> int:
     site = Allocation(job_id, job, folder)
     supervisor = Supervisor(folder, job, site, tell, slurm_id=job_id)
     if is_guard:
-        supervisor.lost = frozenset([_guard(folder, max(job.silent_s, 10.0), site, argv[2], tell)])
+        node = _guard(folder, max(job.silent_s, 10.0), site, argv[2], tell)
+        if node is None:
+            return 0
+        supervisor.lost = frozenset([node])
     supervisor.heart = Heart(folder, min(5.0, job.silent_s / 6))
     if is_guard and not supervisor.heart.confirm():
         return EXIT_FAILED
@@ -53,13 +57,19 @@ def main(argv: list[str]) -> int:
     return _close(supervisor, site, action, why, status, is_guard)
 
 
-def _guard(folder: Path, silent_s: float, site: Allocation, log_path: str, tell: Story) -> str:
-    """Wait until the supervisor is silent and Slurm answers from here (else this node is the one cut off); return its node."""
+def _guard(folder: Path, silent_s: float, site: Allocation, log_path: str, tell: Story) -> str | None:
+    """Wait until the supervisor is silent and Slurm answers from here (else this node is the one cut off); return its node.
+
+    None: another works now.
+    """
     while True:
         node = wait_for_silence(folder, silent_s)
+        if node is None:
+            return None
         try:
             site.look()
-        except SlurmError:
+            write_atomic(folder / "guard.json", b"{}\n")  # the supervisor may be silent because the disk is full
+        except (SlurmError, OSError):
             continue
         with open(log_path, "a") as log:
             os.dup2(log.fileno(), 1)  # from here on the story is told here

@@ -20,7 +20,7 @@ from launch.report import facts
 from launch.request import Request, Site, Words, read_request, read_site, split_words
 from launch.script import batch_script
 from launch.slurm import SlurmError, SlurmSilentError, submit
-from launch.write_job import next_folder, place_of, refuse_second, write_job
+from launch.write_job import alone, next_folder, place_of, refuse_second, write_job
 from olmo_train.errors import ConfigError
 from olmo_train.files import write_atomic
 
@@ -96,22 +96,13 @@ def launch_sweep(words: list[str], dry_run: bool) -> None:
     split = split_words(words)
     site = read_site(split)
     requests = _read_all(split, site)
-    refuse_second([request.run_dir for request in requests])
-    first = requests[0]
+    first, run_dirs = requests[0], [request.run_dir for request in requests]
     if dry_run:
+        refuse_second(run_dirs)
         print(_dry_text(requests))
         return
-    folders: list[Path] = []
-    for request in requests:
-        folders.append(write_job(request, _own_words(words, split, request), folders[0] if folders else None))
-    array = new_folder(Path("jobs").absolute())
-    write_atomic(array / "folders", "".join(f"{folder}\n" for folder in folders).encode())
-    write_atomic(array / "array.sbatch", array_script(first, array, len(folders)).encode())
-    repeat = f"#!/bin/bash\n# The command that made this array\ncd {shlex.quote(str(Path.cwd()))} || exit 2\n"
-    write_atomic(
-        array / "repeat.sh", f"{repeat}exec {shlex.quote(sys.executable)} -m olmo_train.cli launch {shlex.join(words)}\n".encode()
-    )
-    job_id = _submit(array, folders)
+    with alone(run_dirs):
+        job_id, folders = _write_and_submit(words, split, requests)
     print(f"submitted job array {job_id}: {len(requests)} runs, each of")
     print("\n".join(facts(first)[:-1]))
     for number, (request, folder) in enumerate(zip(requests, folders, strict=True)):
@@ -119,6 +110,20 @@ def launch_sweep(words: list[str], dry_run: bool) -> None:
     print("see              olmo jobs\nstop one         olmo cancel NAME")
     for note in first.notes:
         print(f"note: {note}", file=sys.stderr)
+
+
+def _write_and_submit(words: list[str], split: Words, requests: list[Request]) -> tuple[str, list[Path]]:
+    folders: list[Path] = []
+    for request in requests:
+        folders.append(write_job(request, _own_words(words, split, request), folders[0] if folders else None))
+    array = new_folder(Path("jobs").absolute())
+    write_atomic(array / "folders", "".join(f"{folder}\n" for folder in folders).encode())
+    write_atomic(array / "array.sbatch", array_script(requests[0], array, len(folders)).encode())
+    repeat = f"#!/bin/bash\n# The command that made this array\ncd {shlex.quote(str(Path.cwd()))} || exit 2\n"
+    write_atomic(
+        array / "repeat.sh", f"{repeat}exec {shlex.quote(sys.executable)} -m olmo_train.cli launch {shlex.join(words)}\n".encode()
+    )
+    return _submit(array, folders), folders
 
 
 def _submit(array: Path, folders: list[Path]) -> str:

@@ -1,12 +1,14 @@
 """A checked request to a job folder, and the job folder to Slurm."""
 
+import fcntl
 import json
 import os
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from launch.cluster import has_slurm, ranks_per_node
@@ -111,6 +113,30 @@ def give_to_slurm(folder: Path) -> str:
         raise
     add_slurm_id(folder, job_id, began)
     return job_id
+
+
+@contextmanager
+def alone(run_dirs: Sequence[Path]) -> Iterator[None]:
+    """Launch these runs while no other launch does; two at the same moment would not see each other's jobs.
+
+    Raises:
+        ConfigError: another launch of one of them is under way, or it has a job already.
+    """
+    with ExitStack() as stack:
+        for run_dir in run_dirs:
+            try:
+                run_dir.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context(open(run_dir / ".launch", "w"))
+            except OSError as error:
+                raise ConfigError(f"run_dir={run_dir} cannot be written: {error}; give another run_dir") from error
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"run_dir={run_dir} is launched by another `olmo launch` right now; see `olmo jobs`") from None
+            except OSError:
+                continue  # a file system without locks
+        refuse_second(run_dirs)
+        yield
 
 
 def refuse_second(run_dirs: Sequence[Path]) -> None:

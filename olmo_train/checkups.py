@@ -11,7 +11,8 @@ from olmo_train.errors import CorruptionError
 from olmo_train.files import write_atomic
 from olmo_train.parallel.replay import check_replay
 from olmo_train.parallel.replicas import check_replicas
-from olmo_train.resume import SUSPECT, Live
+from olmo_train.resume import Live
+from olmo_train.step_folder import SUSPECT
 from olmo_train.train_step import TrainStep
 
 

@@ -266,17 +266,25 @@ def _start_wandb(folder: Path, config: MetricsConfig, run_name: str, values: dic
     mode = config.wandb.mode
     if mode == WandbMode.AUTO:
         mode = WandbMode.ONLINE if _has_wandb_key() else WandbMode.OFFLINE
-    name: Any = mode.value
-    identity = folder / "wandb_id"
-    if not identity.exists():
-        identity.write_text(secrets.token_hex(4))
-    try:
+    project, entity, identity = config.wandb.project, config.wandb.entity, folder / "wandb_id"
+    if not identity.exists() or not identity.read_text().strip():
+        write_atomic(identity, secrets.token_hex(4).encode())
+
+    def init(name: Any) -> Any:
         return wandb.init(
-            project=config.wandb.project, entity=config.wandb.entity, name=run_name, id=identity.read_text().strip(),
+            project=project, entity=entity, name=run_name, id=identity.read_text().strip(),
             resume="allow", dir=str(folder), mode=name, config=values,
         )  # fmt: skip
+
+    try:
+        return init(mode.value)
     except wandb.errors.Error as error:
-        raise ConfigError(f"metrics.wandb: {str(error).rstrip('.')}; mend it, or use metrics.wandb.mode=offline") from error
+        reason = str(error).partition("\n")[0].rstrip(".")
+        if not isinstance(error, wandb.errors.CommError) or isinstance(error, wandb.errors.AuthenticationError):
+            raise ConfigError(f"metrics.wandb: {reason}; mend it, or use metrics.wandb.mode=offline") from error
+    log.error("metrics.wandb: %s; this start is logged offline, `wandb sync` in %s brings it there later", reason, folder)
+    wandb.teardown()  # it holds the id of the run that could not begin
+    return init("offline")
 
 
 def _has_wandb_key() -> bool:

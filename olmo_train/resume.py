@@ -27,12 +27,9 @@ from olmo_train.parallel.weights import Weight
 from olmo_train.rng import rng_state, set_rng_state
 from olmo_train.saver import LocalPart
 from olmo_train.schema import to_plain
-from olmo_train.step_folder import list_steps, list_unfinished
+from olmo_train.step_folder import SUSPECT, last_trusted, list_steps, list_unfinished
 
 log = logging.getLogger(__name__)
-
-SUSPECT = "suspect.json"
-"""In the run folder, left by a failed replica check: {"after_step": N}, the last step at which replicas agreed."""
 
 
 @dataclass
@@ -144,13 +141,15 @@ def _clear_away(steps: Path) -> None:
     """Take away what would stand in the way of a save, and the steps that a replica check has called suspect."""
     for folder in list_unfinished(steps):
         set_aside(folder, "damaged", "it has no manifest: copied by half, or its manifest was deleted")
-    note = steps.parent / SUSPECT
-    if note.exists():
-        after = json.loads(note.read_text())["after_step"]
-        for step, folder in list_steps(steps):
-            if step > after:
-                set_aside(folder, "suspect", f"replicas were last known to agree at step {after} ({note})")
-        note.unlink()
+    after = last_trusted(steps.parent)
+    for step, folder in list_steps(steps):
+        if after is not None and step > after:
+            set_aside(folder, "suspect", f"a check of the hardware last passed at step {after} ({SUSPECT})")
+
+
+def forget_suspects(steps: Path, layout: Layout) -> None:
+    """The run goes on from what is trusted, wherever that was found: what it saves from here on is."""
+    _on_main(layout, lambda: (steps.parent / SUSPECT).unlink(missing_ok=True))
 
 
 def _damage(folder: Path, layout: Layout) -> list[str]:

@@ -1,9 +1,13 @@
-"""Names of step folders, and which of them are finished; no torch. What is in one: checkpoint.py."""
+"""Names of step folders, and which of them are finished and trusted; no torch. What is in one: checkpoint.py."""
 
+import json
 from pathlib import Path
 
 MANIFEST = "manifest.json"
 """Written last: a folder without it was never finished."""
+
+SUSPECT = "suspect.json"
+"""In the run folder, left by a failed check of the hardware: {"after_step": N}, the last step whose state is trusted."""
 
 
 def step_name(step: int) -> str:
@@ -19,6 +23,16 @@ def list_steps(steps: Path) -> list[tuple[int, Path]]:
 def list_unfinished(steps: Path) -> list[Path]:
     """Folders that have the name of a step but no manifest: copied by half, or damaged; no save of ours leaves such a one."""
     return [folder for _, folder in _named(steps) if not _has_manifest(folder)]
+
+
+def last_trusted(run_dir: Path) -> int | None:
+    """The last step before those that a failed check has made suspect; None: all are trusted.
+
+    Raises:
+        OSError, ValueError, KeyError: the note cannot be read.
+    """
+    note = run_dir / SUSPECT
+    return int(json.loads(note.read_text())["after_step"]) if note.exists() else None
 
 
 def _named(steps: Path) -> list[tuple[int, Path]]:

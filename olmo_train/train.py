@@ -50,7 +50,7 @@ from olmo_train.parallel.watchdog import Watchdog
 from olmo_train.parallel.weights import Weight, weights_of
 from olmo_train.problems import find_problems
 from olmo_train.provenance import provenance
-from olmo_train.resume import Live, Progress, load_weights, newest_good_step, resume, verify_together
+from olmo_train.resume import Live, Progress, forget_suspects, load_weights, newest_good_step, resume, verify_together
 from olmo_train.rng import seed_everything
 from olmo_train.run_folder import RunFolder
 from olmo_train.saver import Saver
@@ -189,6 +189,7 @@ def _begin(run: TrainConfig, live: Live, steps: Path, watchdog: Watchdog) -> Pro
     wants_mirror = newest is None and run.checkpoint.mirror is not None
     if wants_mirror and restore_from_mirror(run, live.layout, lambda: watchdog.beat("start", 0)):
         newest = newest_good_step(steps, live.layout)
+    forget_suspects(steps, live.layout)
     if newest is not None:
         progress = resume(live, run, newest)
         log.info("resumed after step %d from %s", progress.step, newest)

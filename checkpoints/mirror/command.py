@@ -21,7 +21,7 @@ from olmo_train.config.train import TrainConfig
 from olmo_train.errors import CheckpointError, ConfigError, run_command
 from olmo_train.files import sync_folder
 from olmo_train.schema import read_yaml
-from olmo_train.step_folder import list_steps, step_name
+from olmo_train.step_folder import SUSPECT, last_trusted, list_steps, step_name
 
 MAX_WAIT_S = 600.0
 """Between rounds that fail."""
@@ -153,7 +153,7 @@ def _complete(run: Path, place: Place) -> Callable[[float], bool]:
 
 
 def restore(run: Path, place: Place) -> int | None:
-    """Bring the newest whole step and the run's records into a run folder without steps; None if the place holds none.
+    """Bring the newest whole step and the run's records into a run folder without steps; None if there is no trusted one.
 
     Raises:
         ConfigError: the folder has steps. CheckpointError: the place fails, or no step there is whole.
@@ -165,6 +165,13 @@ def restore(run: Path, place: Place) -> int | None:
     if not found:
         say(f"{place.where} holds no step: nothing to restore")
         return None
+    trusted = last_trusted(run)
+    if trusted is not None:
+        suspect = [step for step in found if step > trusted]
+        found = [step for step in found if step <= trusted]
+        say(f"{len(suspect)} steps of {place.where} are later than step {trusted} and not trusted ({SUSPECT}), {len(found)} are")
+        if not found:
+            return None
     for step in reversed(found):
         temporary = steps / f".{step_name(step)}.tmp-restore-{os.getpid()}"
         begin = time.monotonic()

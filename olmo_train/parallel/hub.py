@@ -23,6 +23,9 @@ TICK_S = 0.25
 REPORT_S = 4.0
 """How long ranks have to say where they stand before the run is ended without their word."""
 
+LONGEST = 2**24
+"""Bytes of a line: more is no rank of ours, and must not fill rank 0's memory."""
+
 
 @dataclass
 class _Link:
@@ -123,14 +126,14 @@ class Hub:
         if not data:
             self._drop(link)
             return
-        link.buffer += data
-        *lines, link.buffer = link.buffer.split(b"\n")
-        for line in lines:
-            try:
+        *lines, link.buffer = (link.buffer + data).split(b"\n")
+        try:
+            if len(link.buffer) > LONGEST:
+                raise ValueError("no end of a line")
+            for line in lines:
                 self._hear(link, json.loads(line))
-            except (ValueError, KeyError, TypeError):
-                self._drop(link)  # not one of ours: a port scanner, or a rank of another run
-                return
+        except Exception:  # a port scanner, or a rank of another run: whatever a stranger says, the hub must live
+            self._drop(link)
 
     def _drop(self, link: _Link) -> None:
         """A connection closed: a rank that has not said goodbye has died."""
@@ -175,11 +178,11 @@ class Hub:
         if hello["token"] != self.token or hello["rank"] in self.ranks:
             self._send(link, {"stranger": True})
             raise ValueError("another run's rank")
-        link.rank = int(hello["rank"])
-        self._links[link.rank] = link
-        self.ranks[link.rank] = RankState(link.rank, hello["node"], tuple(hello["probe"]), heard=now, since=now)
-        self.ranks[link.rank].clock_offset_s = float(hello["clock_offset_s"])
-        self._meeting.facts[link.rank] = {"node": hello["node"], **hello["facts"]}
+        state = RankState(int(hello["rank"]), hello["node"], tuple(hello["probe"]), heard=now, since=now)
+        state.clock_offset_s = float(hello["clock_offset_s"])
+        self._meeting.facts[state.rank] = {"node": hello["node"], **hello["facts"]}
+        link.rank = state.rank  # from here on it counts: all of its word was understood
+        self._links[state.rank], self.ranks[state.rank] = link, state
         self._send(link, {"welcome": True})
         if self._told_end:
             self._send(link, self._end)

@@ -31,6 +31,8 @@ INTERFACE = "OLMO_RENDEZVOUS_INTERFACE"
 FILE = "rendezvous.json"
 MOST_WAIT_S = 600.0
 """For ranks that do not come; less where faults.hang_at_start_s is less."""
+LATE_S = 30.0
+"""After its own limit, for a rank to hear from rank 0, whose limit it is and who tells which ranks are missing."""
 CLOCK_WARNING_S = 2.0
 CONNECT_S = 5.0
 STORE_S = 300.0
@@ -95,10 +97,10 @@ def meet(rank: int, n_ranks: int, facts: dict[str, Any], faults: FaultsConfig) -
         place = _find_place(folder_of_place, deadline)
     else:
         place = _place_by_store(store, deadline)
-    wire, address = _reach(place, rank)
+    wire, address = _reach(place, rank, min(deadline, time.monotonic() + faults.silent_s))
     if store is None:
         store = _tcp_store(address, place.store_port, holds=False)
-    offset = _clock_offset(wire)
+    offset = _clock_offset(wire, max(30.0, faults.silent_s))
     probe = socket.create_server((wire.own_address, 0))
     meeting = Meeting(rank, n_ranks, wire, place.node, probe, dist.PrefixStore("ranks", store), hub, offset)
     hello = {"token": place.token, "rank": rank, "node": node_name(), "probe": probe.getsockname()[:2], "facts": facts}
@@ -190,19 +192,26 @@ def _address_of(interface: str) -> str | None:
 # ---- reaching it -----------------------------------------------------------------------------------------------------------
 
 
-def _reach(place: _Place, rank: int) -> tuple[Wire, str]:
-    """Connect to the hub by the first address where it answers with the right token."""
-    failures = []
-    for _ in range(3):
+def _reach(place: _Place, rank: int, until: float) -> tuple[Wire, str]:
+    """Connect to the hub by the first address where it answers with the right token; a silent one is asked until `until`."""
+    failures, is_there, tries = [], False, 0
+    while tries < 3 or (is_there and time.monotonic() < until):
+        tries += 1
         for address in ["127.0.0.1"] if rank == 0 else place.addresses:
             try:
                 wire = Wire(address, place.hub_port, CONNECT_S)
+            except OSError as error:
+                failures.append(f"{address}: {error}")
+                continue
+            try:
                 wire.send({"ping": place.token})
                 if wire.receive(CONNECT_S).get("token") == place.token:
                     return wire, address
                 failures.append(f"{address}: another program answers")
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, AttributeError) as error:
+                is_there |= isinstance(error, OSError) and not wire.is_closed  # silent, as a stopped process is for a while
                 failures.append(f"{address}: {error}")
+            wire.close()
     told = "; ".join(dict.fromkeys(failures))
     raise RendezvousError(
         f"rank {rank} on {node_name()} cannot reach rank 0 on {place.node}, port {place.hub_port} ({told}). "
@@ -210,13 +219,13 @@ def _reach(place: _Place, rank: int) -> tuple[Wire, str]:
     )
 
 
-def _clock_offset(wire: Wire) -> float:
+def _clock_offset(wire: Wire, wait_s: float) -> float:
     """This node's clock minus rank 0's, by the quickest of some pings."""
     best = (float("inf"), 0.0)
     for i in range(PINGS):
         began = time.time()
         wire.send({"ping": i})
-        theirs = float(wire.receive(CONNECT_S * 6)["time"])
+        theirs = float(wire.receive(wait_s)["time"])
         ended = time.time()
         best = min(best, (ended - began, (began + ended) / 2 - theirs))
     return best[1]
@@ -248,6 +257,8 @@ def _wait_on(meeting: Meeting, folder: Path | None, deadline: float) -> None:
     if meeting.hub is not None and time.monotonic() > deadline:
         told, nodes = _missing(meeting.hub, meeting.n_ranks)
         raise RendezvousError(f"ranks did not come in time: {told}; see their logs", nodes)
+    if time.monotonic() > deadline + LATE_S:
+        raise RendezvousError(f"rank 0 on {meeting.main_node} has fallen silent before all ranks had met", [meeting.main_node])
     if meeting.wire.is_closed:
         raise PeerError(f"rank 0 on {meeting.main_node} ended while ranks were still coming")
 

@@ -113,3 +113,12 @@ def test_a_good_end_needs_no_words(tmp_path: Path) -> None:
 def test_only_wrong_results_make_a_node_sick() -> None:
     ends = [end(0, EndKind.HUNG, bad_nodes=["n1"]), end(2, EndKind.UNHEALTHY, bad_nodes=["n2"])]
     assert sick(ends) == {"n2"}
+
+
+def test_a_killed_rank_is_called_killed_though_others_left_by_themselves(tmp_path: Path) -> None:
+    this = attempt(tmp_path)
+    peers = [end(rank, EndKind.PEER, "rank 1 ended without a word") for rank in (0, 2, 3)]
+    said = ["srun: error: n1: task 1: Killed", "srun: error: n2: tasks 2-3: Exited with exit code 1"]
+    assert "(killed, or the node is lost): rank 1" in explain(this, peers, said)[0]
+    lost = ["srun: error: n2: tasks 2-3: Exited with exit code 76"]  # of rank 1, on a node that hangs, srun knows nothing
+    assert "(killed, or the node is lost): rank 1" in explain(this, peers, lost)[0]

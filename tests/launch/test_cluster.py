@@ -233,6 +233,35 @@ def test_the_sites_of_this_project_are_whole_but_for_what_only_a_user_knows(path
             {"supervisor_python": "/nowhere/python3"},
             "cluster.supervisor_python=/nowhere/python3 does not exist here; give a Python 3.11 or newer that compute nodes have too",
         ),
+        (
+            SITE,
+            {"supervisor_python": "/bin/ls"},
+            "cluster.supervisor_python=/bin/ls is no Python 3.11 or newer; give one that compute nodes have too",
+        ),
+        (
+            SITE,
+            {"sbatch": '["--comment=a\\nrm -rf x"]'},
+            "cluster.sbatch='--comment=a\\nrm -rf x' has a line break or another character that cannot be printed; leave it out",
+        ),
+        (
+            SITE,
+            {"network": '{NCCL_DEBUG: "a\\0"}'},
+            "cluster.network.NCCL_DEBUG='a\\x00' has a line break or another character that cannot be printed; leave it out",
+        ),
+        (SITE, {"network": "{PYTHONPATH: /x}"}, "cluster.network: PYTHONPATH is set by the job itself; leave it out"),
+        (SITE, {"memory_gib_per_node": ".inf"}, "cluster.memory_gib_per_node=inf must be positive and finite"),
+        (
+            SITE,
+            {"memory_gib_per_node": "0.0001"},
+            "cluster.memory_gib_per_node=0.0001 is less than a MiB; give more, or null for all of the node",
+        ),
+        (GPU_SITE, {"gpu_memory_gib": ".nan"}, "cluster.gpu_memory_gib=nan must be positive and finite"),
+        (
+            SITE,
+            {"environment": "{kind: none, python: python, setup: ['if true; then']}"},
+            ("cluster.environment.setup is not bash: line 2: syntax error: unexpected end of file; mend it, one or more whole "
+            "lines each"),
+        ),
     ],
 )  # fmt: skip
 def test_each_wrong_value_is_told(base: dict[str, str], values: dict[str, str | None], problem: str, tmp_path: Path) -> None:
@@ -246,6 +275,7 @@ def test_each_wrong_value_is_told(base: dict[str, str], values: dict[str, str | 
         ({"max_failures": 0}, {}, "max_failures=0 must be positive"),
         ({"max_parallel": 0}, {}, "max_parallel=0 must be positive"),
         ({"spare_nodes": -1}, {}, "spare_nodes=-1 must not be negative"),
+        ({"dependency": "afterok:1\nx"}, {}, "dependency='afterok:1\\nx' is no dependency of sbatch; write it as afterok:123"),
         ({"min_nodes": 5}, {}, "min_nodes=5 is not between 1 and nodes=4"),
         ({"spare_nodes": 1}, {"max_nodes": 4}, "nodes=4 + spare_nodes=1 is more than cluster.max_nodes=4; ask for fewer"),
         (

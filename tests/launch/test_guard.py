@@ -10,7 +10,7 @@ from launch.guard import FILE, Heart, read, wait_for_silence
 
 def test_a_guard_waits_while_there_are_signs_of_life_and_not_longer(tmp_path: Path) -> None:
     heart = Heart(tmp_path, 0.2)
-    found: list[str] = []
+    found: list[str | None] = []
     guard = threading.Thread(target=lambda: found.append(wait_for_silence(tmp_path, 5.0)), daemon=True)
     guard.start()
     guard.join(8.0)
@@ -46,3 +46,14 @@ def test_a_file_that_is_absent_or_cut_short_is_no_sign_of_life(tmp_path: Path) -
     (tmp_path / FILE).write_text('{"who": ')
     assert read(tmp_path / FILE) is None
     assert wait_for_silence(tmp_path, 0.3) == "an unknown node"
+
+
+def test_a_guard_leaves_when_another_supervisor_works_which_has_its_own(tmp_path: Path) -> None:
+    Heart(tmp_path, 1000.0)
+    found: list[str | None] = []
+    guard = threading.Thread(target=lambda: found.append(wait_for_silence(tmp_path, 60.0)), daemon=True)
+    guard.start()
+    time.sleep(0.5)
+    Heart(tmp_path, 1000.0)
+    guard.join(30.0)
+    assert found == [None]

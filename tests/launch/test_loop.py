@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -75,6 +76,36 @@ def test_restarts_without_a_newer_step_are_bounded(tmp_path: Path, monkeypatch: 
     assert (action, status) == (Action.END, EXIT_FAILED)
     assert why == "3 attempts in a row failed and saved no newer step; max_failures=2 restarts are allowed"
     assert len(history(this.folder)) == 3
+
+
+def test_a_job_folder_that_cannot_be_written_for_a_while_does_not_end_the_job(tmp_path: Path) -> None:
+    this = supervisor(tmp_path, [(["complete", "complete"], 9, 0)])
+    (this.folder / "attempts").touch()  # where a folder should be made
+
+    def mend() -> None:
+        deadline = time.monotonic() + 60
+        while "cannot be used" not in (this.folder / "job-local.log").read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        (this.folder / "attempts").unlink()
+
+    (this.folder / "job-local.log").touch()
+    mender = threading.Thread(target=mend)
+    mender.start()
+    assert this.run()[0] is Action.FINISHED
+    mender.join()
+    story = (this.folder / "job-local.log").read_text()
+    assert "the job folder cannot be used: [Errno 17] File exists" in story
+    assert [attempt.number for attempt in history(this.folder)] == [1]
+
+
+def test_a_job_that_is_told_to_end_does_not_wait_for_its_folder(tmp_path: Path) -> None:
+    this = supervisor(tmp_path, [(["complete", "complete"], 9, 0)])
+    (this.folder / "attempts").touch()
+    threading.Timer(1.0, lambda: setattr(this, "told_to_end", True)).start()
+    action, why, status = this.run()
+    assert (action, status) == (Action.END, EXIT_STOPPED)
+    assert "told to end" in why
+    assert history(this.folder) == []
 
 
 def test_a_wrong_config_is_not_tried_twice(tmp_path: Path) -> None:

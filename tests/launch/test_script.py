@@ -43,8 +43,8 @@ def test_a_job_asks_for_what_the_site_and_the_request_say(tmp_path: Path) -> Non
         sbatch=["--constraint=a100&80gb"], gpu_request="--gres=gpu:a100:{gpus}", signal_before_s=240,
     )  # fmt: skip
     assert options(batch_script(site, LAUNCH, place(tmp_path))) == [
-        "--job-name=first", "--chdir=/home/me/work", f"--output={tmp_path}/job-%j.log", "--open-mode=append", "--nodes=5",
-        "--ntasks-per-node=8", "--cpus-per-task=12", "--time=4:00:00", "--partition=gpu", "--account=me", "--qos=long",
+        "--job-name=first", "--chdir=/home/me/work", f"--output={tmp_path}/job-%j.log", "--open-mode=append", "--nodes=4-5",
+        "--cpus-per-task=96", "--time=4:00:00", "--partition=gpu", "--account=me", "--qos=long",
         "--gres=gpu:a100:8", "--mem=492032M", "--exclusive", "--dependency=afterok:7", "--signal=USR1@240", "--no-kill",
         "--no-requeue", "--constraint=a100&80gb",
     ]  # fmt: skip

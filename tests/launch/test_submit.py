@@ -12,6 +12,7 @@ import pytest
 from launch.job_folder import Job, slurm_ids
 from launch.request import read_request, read_site, split_words
 from launch.submit import main
+from launch.write_job import alone
 from olmo_train.code import code_sha256
 from olmo_train.config.train import TrainConfig
 from olmo_train.errors import ConfigError
@@ -212,6 +213,31 @@ def test_a_second_job_of_a_run_is_refused_while_the_first_lives(shards: Path, tm
     put_tool(tools, "squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     launch(*words(shards, tmp_path))
     assert Path("runs/first/jobs/0002/slurm.json").exists()
+
+
+def test_two_launches_of_a_run_at_the_same_moment_make_one_job(shards: Path, tmp_path: Path, tools: Path) -> None:
+    run_dir = Path("runs/first").absolute()
+    with alone([run_dir]):  # the first has looked for jobs and not submitted its own
+        launch("--dry-run", *words(shards, tmp_path))  # writes nothing, not even a lock
+        with (
+            pytest.raises(ConfigError, match="is launched by another `olmo launch` right now; see `olmo jobs`"),
+            alone([run_dir]),
+        ):
+            raise AssertionError
+    launch(*words(shards, tmp_path))
+    assert [path.name for path in (run_dir / "jobs").iterdir()] == ["0001"]
+
+
+def test_names_that_would_break_the_job_script_are_refused(
+    shards: Path, tmp_path: Path, tools: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert problems_of(*words(shards, tmp_path, "run_name='a\"b'", "run_dir=runs/plain")) == [
+        "run_name='a\"b' has '\"' in it, which sbatch takes for something else; give a name without it"
+    ]
+    (problem,) = problems_of(*words(shards, tmp_path, "run_dir=runs/a%j"))
+    assert problem.endswith("runs/a%j' has '%' in it, which sbatch takes for something else; give a name without it")
+    launch(*words(shards, tmp_path, "run_name=two words", "run_dir=runs/two words"))
+    assert "olmo jobs 'two words'" in capsys.readouterr().out
 
 
 def test_a_refused_submission_leaves_no_folder_but_one_without_answer_does(

@@ -220,9 +220,9 @@ for step in (1, 3):
 """
 
 
-def with_wandb(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def with_wandb(folder: Path, *overrides: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Start twice and write two lines each, in a process of its own without a home, since wandb keeps state in both."""
-    env = {"HOME": str(folder / "home"), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[2])}
+    env = {"HOME": str(folder / "home"), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[2]), **more}
     (folder / "home").mkdir(exist_ok=True)
     command = [sys.executable, "-c", WANDB, str(folder), *overrides]
     return subprocess.run(command, capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL)
@@ -239,6 +239,19 @@ def test_wandb_without_a_key_is_an_offline_run_that_goes_on(tmp_path: Path) -> N
     for part in (b"loss", b"layers/dead_experts/1", b"optim"):  # lists by index, and the config of the run
         assert part in content
     assert b"absent" not in content  # null is left out
+    assert len(strict_lines(tmp_path / "metrics.jsonl")) == 4
+
+
+def test_a_wandb_server_that_does_not_answer_ends_no_run(tmp_path: Path) -> None:
+    """And an id of which a kill left only the file's name is drawn anew."""
+    pytest.importorskip("wandb")
+    (tmp_path / "wandb_id").write_text("")
+    server = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40, "WANDB_INIT_TIMEOUT": "2"}
+    done = with_wandb(tmp_path, "metrics.wandb={project: first}", **server)
+    assert done.returncode == 0, done.stderr
+    assert "this start is logged offline, `wandb sync` in" in done.stderr
+    identity = (tmp_path / "wandb_id").read_text()
+    assert len(list(tmp_path.glob(f"wandb/offline-run-*-{identity}/run-{identity}.wandb"))) == 2
     assert len(strict_lines(tmp_path / "metrics.jsonl")) == 4
 
 

@@ -249,6 +249,22 @@ def test_a_run_whose_folder_is_lost_goes_on_from_its_mirror(shards: Path, tmp_pa
     assert [line["loss"] for line in first] == [line["loss"] for line in again]
 
 
+def test_suspect_steps_do_not_come_back_from_the_mirror(shards: Path, tmp_path: Path) -> None:
+    words = small(
+        shards, tmp_path / "run", "checkpoint.save_every=2", f"checkpoint.mirror={tmp_path}/there", "checkpoint.keep_local=1"
+    )
+    run_training(words)
+    for after, resumed_from in ((4, 4), (1, 0)):  # the second time there is no good one at all
+        (tmp_path / "run/suspect.json").write_text(json.dumps({"after_step": after}))
+        run_training(words)
+        starts = json.loads((tmp_path / "run/provenance.json").read_text())["starts"]
+        assert starts[-1]["from_step"] == resumed_from
+        assert not (tmp_path / "run/suspect.json").exists()
+        assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, 11))
+        assert steps_in(tmp_path / "run") == [10]
+        assert steps_in(tmp_path / "there") == [2, 4, 6, 8, 10]
+
+
 def test_a_mirror_that_cannot_be_asked_stops_a_run_without_steps(shards: Path, tmp_path: Path) -> None:
     """Beginning anew would silently lose what it holds."""
     with pytest.raises(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from olmo_train.config.faults import FaultsConfig
 from olmo_train.errors import ConfigError, PeerError, RendezvousError
 from olmo_train.parallel import rendezvous
 from olmo_train.parallel.rendezvous import FILE, expand, meet, own_addresses
-from tests.distributed import spawn
+from tests.distributed import collect, spawn, start
 from tests.olmo_train.parallel.watched_ranks import FACTS, become
 
 BRIEF = FaultsConfig(hang_at_start_s=4.0)
@@ -101,6 +102,41 @@ def test_a_rank_that_failed_before_the_others_met_is_told_at_once(tmp_path: Path
     *came, _ = spawn(come, 3, tmp_path, True, (2,))
     for message, _ in came:
         assert message == "PeerError: rank 2 on n2 ended before all ranks had met: ModuleNotFoundError: No module named 'wonder'"
+
+
+def _come_to_one_that_is_stopped(folder: Path) -> Any:
+    rendezvous.CONNECT_S, rendezvous.LATE_S = 0.2, 1.0
+    while os.environ["RANK"] != "0" and not (folder / "stopped").exists():
+        time.sleep(0.05)
+    return come(folder, True, (2,) if (folder / "for good").exists() else ())
+
+
+def stop_rank_0(folder: Path, seconds: float, later_s: float = 0.0) -> list[Any]:
+    """Three ranks meet, the first of which is stopped: before the others know it, or later. Return what each returned."""
+    ranks = start(_come_to_one_that_is_stopped, 3, folder)
+    while not (folder / FILE).exists():
+        time.sleep(0.02)
+    if later_s:
+        (folder / "stopped").touch()
+        time.sleep(later_s)
+    os.kill(ranks[0].process.pid, signal.SIGSTOP)
+    (folder / "stopped").touch()
+    ranks[1].process.join(seconds)
+    os.kill(ranks[0].process.pid, signal.SIGCONT)
+    return collect(ranks)
+
+
+def test_rank_0_may_be_stopped_for_a_while(tmp_path: Path) -> None:
+    offsets, *_ = stop_rank_0(tmp_path, 4.0)
+    assert sorted(offsets) == ["n0", "n1", "n2"]
+
+
+def test_a_rank_0_that_stops_for_good_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "for good").touch()
+    began = time.monotonic()
+    _, told, _ = stop_rank_0(tmp_path, 60.0, later_s=1.5)
+    assert told == ("RendezvousError: rank 0 on n0 has fallen silent before all ranks had met", ["n0"])
+    assert time.monotonic() - began < 40
 
 
 def set_place(folder: Path, **values: Any) -> None:
