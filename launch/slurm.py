@@ -244,7 +244,7 @@ def _environment() -> dict[str, str]:
 
 
 def _short(command: list[str]) -> str:
-    return " ".join(word if len(word) < 80 else f"{word[:60]}..." for word in command)
+    return " ".join(word if len(word) < 80 or "/" in word else f"{word[:60]}..." for word in command)
 
 
 @contextmanager
