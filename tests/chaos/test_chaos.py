@@ -88,7 +88,8 @@ def survive(scene: Scene, shards: Path, calm: Path, faults: Sequence[Fault]) -> 
 def test_random_faults_cost_time_and_nothing_else(
     storm: Cluster, shards: Path, calm: Path, tmp_path: Path, pytestconfig: pytest.Config, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    seed = pytestconfig.getoption("--chaos-seed", default=None) or SEED
+    asked = pytestconfig.getoption("--chaos-seed", default=None)
+    seed = SEED if asked is None else asked
     minutes = pytestconfig.getoption("--chaos-minutes", default=None)
     rng, began, round_, met = random.Random(seed), time.monotonic(), 0, 0
 
