@@ -42,6 +42,9 @@ print("rank", rank, "of", size, "on", node_name(), flush=True)
 if act == "raise":
     end("exception", f"rank {{rank}} raised") if rank == 1 else end("peer", "rank 1 is gone")
 if act == "stay" and folder.name == "0001":
+    before = {{1: None, 2: 1, 0: 2}}[rank]  # the first to go has srun end those that have not left their word yet
+    while before is not None and not (folder / f"rank-{{before:05d}}.end.json").exists():
+        time.sleep(0.05)
     end("hung", "and stays" if rank == 1 else "rank 1 hangs")
 began = saved()
 seen, used = {{}}, {{}}
