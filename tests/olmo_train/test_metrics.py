@@ -242,6 +242,7 @@ def test_wandb_without_a_key_is_an_offline_run_that_goes_on(tmp_path: Path) -> N
     assert len(strict_lines(tmp_path / "metrics.jsonl")) == 4
 
 
+@pytest.mark.slow  # wandb itself tries for half a minute
 def test_a_wandb_server_that_does_not_answer_ends_no_run(tmp_path: Path) -> None:
     """And an id of which a kill left only the file's name is drawn anew."""
     pytest.importorskip("wandb")

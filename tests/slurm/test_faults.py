@@ -54,6 +54,7 @@ def assert_ends_like(job: TrainingJob, calm: Path) -> None:
     assert_equal_runs(job.run_dir, calm, N_STEPS)
 
 
+@pytest.mark.slow  # three attempts on four, three and two nodes
 def test_a_run_that_loses_two_nodes_goes_on_with_three_then_two(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
     """Each in the middle of a save. The batches are those of four nodes, and so is the loss, to rounding."""
     overrides = words(shards, tmp_path / "run", N_STEPS, "checkpoint.ephemeral_every=4")
@@ -92,6 +93,7 @@ def test_a_node_that_is_cut_off_is_replaced_and_does_no_harm_when_it_is_back(
     assert_ends_like(job, calm)
 
 
+@pytest.mark.slow  # a fault of the chaos test
 def test_a_full_disk_delays_a_run(any_cluster: Cluster, shards: Path, calm: Path, on_disk: Path) -> None:
     job = launched(any_cluster, shards, on_disk / "run")
     fill(any_cluster.disk / "ballast")

@@ -68,6 +68,7 @@ def outcome(faults: FaultsConfig, sick_rank: int | None, damage: str | None) -> 
         check_health(layout, faults, is_sick=layout.rank == sick_rank)
     except UnhealthyError as error:
         return str(error), error.nodes
+    dist.barrier(layout.control)  # without a check nobody waits for the others to be there, and rank 0 holds the store
     return "", []
 
 

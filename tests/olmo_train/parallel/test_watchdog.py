@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -153,15 +154,18 @@ def test_when_rank_0_is_stopped_the_others_find_out_by_themselves(tmp_path: Path
     assert "all_reduce" in stacks_path(tmp_path, 1).read_text()
 
 
+PATIENT = replace(FAULTS, hang_s=6.0)
+
+
 def be_slow(rank: int, watchdog: Watchdog, _meeting: Meeting) -> None:
     watchdog.beat("eval" if rank else "save", 5)
-    time.sleep(FAULTS.hang_s + FAULTS.silent_s)
+    time.sleep(PATIENT.hang_s + 1)
     if rank == 2:
-        ctypes.PyDLL(None).sleep(int(FAULTS.silent_s * 3))  # compiles, with the lock held
+        ctypes.PyDLL(None).sleep(int(PATIENT.hang_s / 2))  # compiles, with the lock held: longer than silent_s
 
 
 def test_long_evaluations_saves_and_compilations_are_no_hang(tmp_path: Path) -> None:
-    results, ends = run(tmp_path, be_slow)
+    results, ends = run(tmp_path, be_slow, faults=PATIENT)
     assert results == [0.0] * 3
     assert ends == {}
 

@@ -30,11 +30,17 @@ def become(folder: Path, is_by_file: bool = True) -> tuple[int, int]:
     return rank, int(os.environ["WORLD_SIZE"])
 
 
-def watched(folder: Path, act: Callable[[int, Watchdog, Meeting], None], is_by_file: bool = True, **facts: Any) -> float:
+def watched(
+    folder: Path,
+    act: Callable[[int, Watchdog, Meeting], None],
+    is_by_file: bool = True,
+    faults: FaultsConfig = FAULTS,
+    **facts: Any,
+) -> float:
     """Meet, train three steps in a moment, call `act`, wait for all in a collective; return the seconds `act` and the end took."""
     rank, n_ranks = become(folder, is_by_file)
-    meeting = meet(rank, n_ranks, FACTS | facts, FAULTS)
-    with Watchdog(FAULTS, meeting) as watchdog:
+    meeting = meet(rank, n_ranks, FACTS | facts, faults)
+    with Watchdog(faults, meeting) as watchdog:
         dist.init_process_group("gloo", store=meeting.store, rank=rank, world_size=n_ranks)
         for step in range(1, 6):
             watchdog.beat("step", step)
@@ -47,13 +53,17 @@ def watched(folder: Path, act: Callable[[int, Watchdog, Meeting], None], is_by_f
 
 
 def run(
-    folder: Path, act: Callable[[int, Watchdog, Meeting], None], n_ranks: int = 3, stuck: int | None = None
+    folder: Path,
+    act: Callable[[int, Watchdog, Meeting], None],
+    n_ranks: int = 3,
+    stuck: int | None = None,
+    faults: FaultsConfig = FAULTS,
 ) -> tuple[list[Any], dict[int, RankEnd]]:
     """Run `act` on watched ranks; return what each returned, and the ends they left.
 
     `stuck` is a rank that nothing but SIGKILL ends; as launchers do, it gets it when all others have ended.
     """
-    ranks = start(watched, n_ranks, folder, act)
+    ranks = start(watched, n_ranks, folder, act, True, faults)
     for i, rank in enumerate(ranks):
         if i != stuck:
             rank.process.join(PATIENCE_S)
