@@ -52,6 +52,7 @@ def test_four_tasks_on_four_nodes_meet_and_finish(cluster: Cluster, tmp_path: Pa
     assert [(end.kind, end.node) for end in ends] == [(EndKind.COMPLETE, node) for node in cluster.nodes]
 
 
+@pytest.mark.slow  # a fault of the chaos test
 def test_a_killed_task_ends_the_others_which_say_who_it_was(cluster: Cluster, tmp_path: Path) -> None:
     _, ends = run(tmp_path, "kill")
     told = {(end.kind, end.message) for end in ends}
