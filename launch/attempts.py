@@ -13,6 +13,8 @@ from olmo_train.attempt import ECHOES, EndKind, RankEnd, first_failure, log_path
 from olmo_train.files import write_atomic
 from olmo_train.step_folder import list_steps
 
+BLOCK = 1 << 16
+"""Bytes of a log that are read at a time, from its end."""
 GOOD = (EndKind.COMPLETE, EndKind.PAUSED, EndKind.STOPPED)
 
 
@@ -77,11 +79,6 @@ def history(job_folder: Path) -> list[Attempt]:
 def newest_step(run_dir: Path) -> int:
     """The newest step saved, -1 if there is none. Whether it is whole, ranks find out when they load it."""
     return max((step for step, _ in list_steps(run_dir / "steps")), default=-1)
-
-
-def set_aside(run_dir: Path) -> set[str]:
-    """Step folders that a start has found damaged or does not trust, and moved away."""
-    return {path.name for word in ("damaged", "suspect") for path in (run_dir / "steps").glob(f".step*.{word}-*")}
 
 
 def is_over(attempt: Attempt, ends: list[RankEnd], reported: set[int], lost: Iterable[str] = ()) -> bool:
@@ -155,16 +152,25 @@ def _without_a_word(attempt: Attempt, ranks: list[int], srun_said: list[str], in
     lines = [f"{title}ended without a word ({why}): rank{'s' * (len(ranks) > 1)} {where}"]
     lines += [f"    {line}" for line in srun_said if "error:" in line or "task" not in line][:12]
     if in_full:
-        lines += [f"    {line}" for line in tail(log_path(Path(attempt.folder), ranks[0]), 12)]
+        lines += [f"    {line}" for line in last_lines(log_path(Path(attempt.folder), ranks[0]), 12)]
         lines.append(f"its log: {log_path(Path(attempt.folder), ranks[0])}")
     return lines
 
 
-def tail(path: Path, n_lines: int) -> list[str]:
-    """The last lines of a file that may be long or absent."""
+def last_lines(path: Path, n: int) -> list[str]:
+    """The last `n` lines of a text that may be large or absent; of a line that a progress bar rewrote, what it showed last."""
+    text = b""
     try:
         with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 200 * n_lines))
-            return file.read().decode(errors="replace").splitlines()[-n_lines:]
+            at = file.seek(0, os.SEEK_END)
+            while at > 0 and text.count(b"\n") <= n:
+                step = min(BLOCK, at)
+                at -= step
+                file.seek(at)
+                text = file.read(step) + text
     except OSError:
         return []
+    lines = text.decode(errors="replace").split("\n")
+    if lines and lines[-1] == "":
+        lines.pop()
+    return [line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines[-n:]]

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launch import slurm
+from launch.attempts import newest_step
 from launch.job_folder import attempts, slurm_ids
 from launch.slurm import QueuedJob
 from launch.status import find_run, is_locked, live_job, newest_job
 from olmo_train.attempt import node_name, read_ends
 from olmo_train.errors import EXIT_FAILED, ConfigError, run_command
 from olmo_train.files import write_atomic
-from olmo_train.step_folder import list_steps
 
 SIGNAL = "USR1"
 POLL_S = 2.0
@@ -99,11 +99,11 @@ def _command_line(pid: int) -> bytes:
 
 def _wait(run: Path, ask: Callable[[], None], has_ended: Callable[[], bool], wait_s: float) -> bool:
     """Ask until the ranks leave, and wait for the end; say when a newer step is there. Whether it came in time."""
-    before, told, asked = _newest(run), False, float("-inf")
+    before, told, asked = newest_step(run), False, float("-inf")
     deadline = time.monotonic() + wait_s
     while time.monotonic() < deadline:
-        if _newest(run) != before and not told:
-            print(f"step {_newest(run)} is saved", flush=True)
+        if newest_step(run) != before and not told:
+            print(f"step {newest_step(run)} is saved", flush=True)
             told = True
         if has_ended():
             return True
@@ -121,14 +121,9 @@ def _is_leaving(run: Path) -> bool:
     return bool(starts) and bool(read_ends(starts[-1]))
 
 
-def _newest(run: Path) -> int | None:
-    steps = list_steps(run / "steps")
-    return steps[-1][0] if steps else None
-
-
 def _saved(run: Path) -> str:
-    step = _newest(run)
-    return "no step is saved" if step is None else f"step {step} is the newest saved in {run / 'steps'}"
+    step = newest_step(run)
+    return "no step is saved" if step < 0 else f"step {step} is the newest saved in {run / 'steps'}"
 
 
 if __name__ == "__main__":

@@ -76,14 +76,24 @@ class Job:
 def new_folder(jobs: Path) -> Path:
     """Make and return the next numbered folder of `jobs` (or of attempts); safe against a second launcher."""
     jobs.mkdir(parents=True, exist_ok=True)
-    number = max((int(path.name) for path in jobs.iterdir() if path.name.isdigit()), default=0)
+    folder = next_folder(jobs)
     while True:
-        number += 1
         try:
-            (jobs / f"{number:04d}").mkdir()
-        except FileExistsError:
+            folder.mkdir()
+        except FileExistsError:  # counted from its name: a network file system may list a new folder late
+            folder = jobs / f"{int(folder.name) + 1:04d}"
             continue
-        return jobs / f"{number:04d}"
+        return folder
+
+
+def next_folder(jobs: Path) -> Path:
+    """The folder that `new_folder` would make now."""
+    return jobs / f"{max((int(path.name) for path in numbered(jobs)), default=0) + 1:04d}"
+
+
+def numbered(root: Path) -> list[Path]:
+    """The numbered folders in `root`, the oldest first; none where it is not there."""
+    return sorted(path for path in root.iterdir() if path.name.isdigit()) if root.is_dir() else []
 
 
 def add_slurm_id(folder: Path, job_id: str, submitted: float) -> None:
@@ -100,5 +110,4 @@ def slurm_ids(folder: Path) -> list[dict[str, Any]]:
 
 def attempts(folder: Path) -> list[Path]:
     """Folders of the starts, the oldest first."""
-    root = folder / "attempts"
-    return sorted(path for path in root.iterdir() if path.name.isdigit()) if root.is_dir() else []
+    return numbered(folder / "attempts")

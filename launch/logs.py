@@ -6,14 +6,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launch.attempts import explain, read_attempt
+from launch.attempts import explain, last_lines, read_attempt
 from launch.job_folder import attempts
 from launch.status import find_run, job_folders
 from olmo_train.attempt import RankEnd, first_failure, log_path, read_ends
 from olmo_train.errors import ConfigError, run_command
 
 POLL_S = 1.0
-BLOCK = 1 << 16
 
 
 def main(argv: list[str]) -> None:
@@ -117,8 +116,7 @@ def _back_from(attempt: Path | None) -> list[Path]:
 
 
 def _srun_said(folder: Path) -> list[str]:
-    path = folder / "srun.log"
-    return last_lines(path, 12) if path.exists() else []
+    return last_lines(folder / "srun.log", 12)
 
 
 def _text(end: RankEnd) -> list[str]:
@@ -141,22 +139,6 @@ def _rank_log(job: Path, attempt: Path | None, rank: int, lines: int) -> list[st
         known = f"its ranks are {there[0]} to {there[-1]}" if there else "no rank has written yet"
         raise ConfigError(f"--rank={rank}: not in {attempt}, {known}")
     return [f"==> {path} <==", *last_lines(path, lines), ""]
-
-
-def last_lines(path: Path, n: int) -> list[str]:
-    """The last `n` lines of a text that may be large; of a line that a progress bar rewrote, what it showed last."""
-    text = b""
-    with open(path, "rb") as file:
-        at = file.seek(0, 2)
-        while at > 0 and text.count(b"\n") <= n:
-            step = min(BLOCK, at)
-            at -= step
-            file.seek(at)
-            text = file.read(step) + text
-    lines = text.decode(errors="replace").split("\n")
-    if lines and lines[-1] == "":
-        lines.pop()
-    return [line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines[-n:]]
 
 
 def stacks(job: Path, number: int | None, rank: int | None) -> list[str]:

@@ -20,7 +20,6 @@ from launch.attempts import (
     is_over,
     newest_step,
     reported_ends,
-    set_aside,
     sick,
     without_a_word,
 )
@@ -30,6 +29,7 @@ from launch.restart import Action, Decision, Situation, decide, failures_in_a_ro
 from launch.slurm import SlurmError
 from olmo_train.attempt import blamed_nodes, node_name, read_ends
 from olmo_train.errors import EXIT_FAILED, EXIT_STOPPED
+from olmo_train.step_folder import list_set_aside
 
 SETTLE_S = 3.0
 """For srun to end after the last rank that lives has; longer, and it waits for a lost node."""
@@ -244,7 +244,7 @@ class Supervisor:
         """Note that an attempt begins."""
         folder = new_folder(self.folder / "attempts")
         before = newest_step(Path(self.job.run_dir))
-        self.aside = frozenset(set_aside(Path(self.job.run_dir)))
+        self.aside = frozenset(list_set_aside(Path(self.job.run_dir) / "steps"))
         attempt = Attempt(str(folder), nodes, self.job.ranks_per_node, before, slurm_id=self.slurm_id)
         try:
             attempt.write()
@@ -308,7 +308,7 @@ class Supervisor:
         span = f"step {after} is the newest saved" + (f", {attempt.step_before} was before" if attempt.step_before >= 0 else "")
         span = span if after >= 0 else "no step is saved"
         self.tell(f"attempt {attempt.number} ended after {_duration(seconds)}; {span}")
-        for name in sorted(set_aside(Path(self.job.run_dir)) - self.aside):
+        for name in sorted({*list_set_aside(Path(self.job.run_dir) / "steps")} - self.aside):
             _, step, word = name.split(".")
             self.tell(f"{step} was {word.split('-')[0]}: moved to steps/{name}, and the step before it used; why: rank 0's log")
         self.tell(*explain(attempt, ends, said))

@@ -4,14 +4,15 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from launch.cluster import ranks_per_node
+from launch.job_folder import next_folder
 from launch.request import Request
 from launch.script import batch_script
 from launch.snapshot import describe_code
-from launch.write_job import job_of, next_folder, place_of
+from launch.write_job import job_of, place_of
 from olmo_train.config.train import TrainConfig
+from olmo_train.conversion import by_dotted_name
 from olmo_train.errors import ConfigError
 from olmo_train.model.memory import GIB, RESERVE, predict
 from olmo_train.model.size import count_params
@@ -92,16 +93,10 @@ def differences(run: TrainConfig, words: Sequence[str]) -> list[str]:
         plain = load_config("train", TrainConfig, [word for word in words if word.startswith(("run_name=", "+run_name="))])
     except ConfigError:
         return [word for word in words if not word.startswith("-")]
-    before, now = _flat(to_plain(plain)), _flat(to_plain(run))
+    before, now = by_dotted_name(to_plain(plain)), by_dotted_name(to_plain(run))
     changed = [name for name in now if before.get(name, "") != now[name]]
     lines = [f"{name}: {now[name]}" + (f"  (was {before[name]})" if name in before else "") for name in changed]
     return [*lines, *(f"{name}: none  (was {before[name]})" for name in before if name not in now)] or ["nothing"]
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict) or not values:
-        return {prefix: values}
-    return {name: leaf for key, value in values.items() for name, leaf in _flat(value, f"{prefix}.{key}".lstrip(".")).items()}
 
 
 def _near(path: Path) -> str:

@@ -13,12 +13,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from launch import slurm
 from launch.attempts import explain, read_attempt
-from launch.job_folder import Job, attempts, slurm_ids
+from launch.job_folder import Job, attempts, numbered, slurm_ids
 from launch.restart import Action
 from launch.slurm import QueuedJob, SlurmError
 from olmo_train.attempt import RankEnd, first_failure, read_ends
 from olmo_train.errors import ConfigError
-from olmo_train.step_folder import MANIFEST, list_steps
+from olmo_train.step_folder import MANIFEST, list_set_aside, list_steps
 
 TAIL = 1 << 16
 """Bytes read of the end of metrics.jsonl at first; more, up to 64 times, until a line with a speed is in them."""
@@ -138,8 +138,7 @@ def newest_job(run: Path) -> Path | None:
 
 def job_folders(run: Path) -> list[Path]:
     """Folders of the run's jobs, the oldest first."""
-    jobs = run / "jobs"
-    return sorted(path for path in jobs.iterdir() if path.name.isdigit()) if jobs.is_dir() else []
+    return numbered(run / "jobs")
 
 
 def ask_slurm(runs: Iterable[Path], arrays: Iterable[Path] = ()) -> tuple[dict[str, QueuedJob], str]:
@@ -237,7 +236,7 @@ def is_locked(run: Path) -> bool:
 
 def _read_saved(status: Status, run: Path) -> None:
     steps = list_steps(run / "steps")
-    status.set_aside = sorted(path.name for kind in ("damaged", "suspect") for path in (run / "steps").glob(f".step*.{kind}-*"))
+    status.set_aside = list_set_aside(run / "steps")
     if steps:
         status.saved_step = steps[-1][0]
         try:

@@ -15,12 +15,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from launch.config import LaunchConfig
-from launch.job_folder import add_slurm_id, new_folder
+from launch.job_folder import add_slurm_id, new_folder, next_folder
 from launch.report import facts
 from launch.request import Request, Site, Words, read_request, read_site, split_words
 from launch.script import batch_script
 from launch.slurm import SlurmError, SlurmSilentError, submit
-from launch.write_job import alone, next_folder, place_of, refuse_second, write_job
+from launch.write_job import alone, place_of, refuse_second, write_job
 from olmo_train.errors import ConfigError
 from olmo_train.files import write_atomic
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from launch.cluster import ranks_per_node
 from launch.config import ClusterConfig
-from launch.job_folder import Job, add_slurm_id, new_folder, slurm_ids
+from launch.job_folder import Job, add_slurm_id, new_folder, next_folder, slurm_ids
 from launch.request import LAUNCH_WORDS, Site, Words, read_site, split_words
 from launch.script import Place, in_environment, queue_options, script, srun_options
 from launch.slurm import queue, submit, told
 from launch.snapshot import take_snapshot
-from launch.write_job import give_to_slurm, next_folder, write_repeat
+from launch.write_job import give_to_slurm, write_repeat
 from olmo_train.cli import VERBS
 from olmo_train.conversion import nearest
 from olmo_train.errors import ConfigError, run_command

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from launch.cluster import has_slurm, ranks_per_node
-from launch.job_folder import Job, add_slurm_id, new_folder, slurm_ids
+from launch.job_folder import Job, add_slurm_id, new_folder, numbered, slurm_ids
 from launch.request import Request
 from launch.script import Place, batch_script, in_environment, srun_options
 from launch.slurm import SlurmError, SlurmSilentError, queue, submit
@@ -20,12 +20,6 @@ from launch.snapshot import share_snapshot, take_snapshot
 from olmo_train.errors import ConfigError
 from olmo_train.files import write_atomic
 from olmo_train.schema import to_yaml
-
-
-def next_folder(jobs: Path) -> Path:
-    """The folder that `new_folder` would make now."""
-    numbers = [int(path.name) for path in jobs.iterdir() if path.name.isdigit()] if jobs.is_dir() else []
-    return jobs / f"{max(numbers, default=0) + 1:04d}"
 
 
 def place_of(request: Request, folder: Path) -> Place:
@@ -144,10 +138,7 @@ def refuse_second(run_dirs: Sequence[Path]) -> None:
     ConfigError: a run already has a job that waits or runs; two would take each other's place.
     """
     owners = {
-        entry["id"]: run_dir
-        for run_dir in run_dirs
-        for folder in sorted((run_dir / "jobs").glob("[0-9]*"))
-        for entry in slurm_ids(folder)
+        entry["id"]: run_dir for run_dir in run_dirs for folder in numbered(run_dir / "jobs") for entry in slurm_ids(folder)
     }
     if not owners or not has_slurm():
         return

@@ -1,9 +1,9 @@
 """What may change between two starts of one run, and what would make another run of it."""
 
 from pathlib import Path
-from typing import Any
 
 from olmo_train.config.train import TrainConfig
+from olmo_train.conversion import by_dotted_name
 from olmo_train.schema import read_yaml, to_plain
 
 FREE = (
@@ -19,7 +19,7 @@ def changed_config(run: TrainConfig, saved: Path) -> list[str]:
     Raises:
         ConfigError: `saved` cannot be read.
     """
-    before, now = _flatten(to_plain(read_yaml(saved, TrainConfig))), _flatten(to_plain(run))
+    before, now = by_dotted_name(to_plain(read_yaml(saved, TrainConfig))), by_dotted_name(to_plain(run))
     problems = []
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name) and not any(f"{name}.".startswith(f"{free}.") for free in FREE):
@@ -28,9 +28,3 @@ def changed_config(run: TrainConfig, saved: Path) -> list[str]:
                 "run_name (with load.path to begin from a checkpoint)"
             )
     return problems
-
-
-def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(values, dict) and values:
-        return {k: v for key, value in values.items() for k, v in _flatten(value, f"{prefix}.{key}" if prefix else key).items()}
-    return {prefix: values}

@@ -36,6 +36,13 @@ def convert(value: Any, kind: Any, path: str, found: list[tuple[str, str]]) -> A
     return _convert_leaf(value, kind, path, found)
 
 
+def by_dotted_name(values: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts by their dotted names; a dict without entries is a leaf."""
+    if not isinstance(values, dict) or not values:
+        return {prefix: values}
+    return {n: leaf for key, value in values.items() for n, leaf in by_dotted_name(value, f"{prefix}.{key}".lstrip(".")).items()}
+
+
 def _convert_section(value: Any, kind: type, path: str, found: list[tuple[str, str]]) -> Any:
     if not isinstance(value, dict):
         found.append((path, f"{path or 'the config'}={value!r} is not a section with fields of {kind.__name__}"))

@@ -25,6 +25,11 @@ def list_unfinished(steps: Path) -> list[Path]:
     return [folder for _, folder in _named(steps) if not _has_manifest(folder)]
 
 
+def list_set_aside(steps: Path) -> list[str]:
+    """Names of step folders that a start has moved away: damaged, or made suspect by a failed check."""
+    return sorted(path.name for word in ("damaged", "suspect") for path in steps.glob(f".step*.{word}-*"))
+
+
 def last_trusted(run_dir: Path) -> int | None:
     """The last step before those that a failed check has made suspect; None: all are trusted.
 

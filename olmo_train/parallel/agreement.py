@@ -8,6 +8,7 @@ import torch
 
 from olmo_train.code import ROOT, code_sha256
 from olmo_train.config.train import TrainConfig
+from olmo_train.conversion import by_dotted_name
 
 MOST_TOLD = 8
 
@@ -16,18 +17,11 @@ def facts_of(run: TrainConfig, n_ranks: int) -> dict[str, Any]:
     """What this rank runs, to be compared with the others by `differences`."""
     return {
         "code": f"{code_sha256()[:16]} in {ROOT}",
-        "config": _flat(asdict(run)),
+        "config": {name: str(value) for name, value in by_dotted_name(asdict(run)).items()},
         "torch": torch.__version__,
         "python": platform.python_version(),
         "number of ranks": n_ranks,
     }
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, str]:
-    """Nested values by their dotted names."""
-    if isinstance(values, dict) and values:
-        return {name: text for key, value in values.items() for name, text in _flat(value, f"{prefix}.{key}").items()}
-    return {prefix[1:]: str(values)}
 
 
 def differences(facts: dict[int, dict[str, Any]]) -> list[str]:

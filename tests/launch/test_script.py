@@ -20,7 +20,7 @@ def cluster(kind: Environment, **values: object) -> ClusterConfig:
 
 
 def place(folder: Path) -> Place:
-    return Place("first", folder, Path("/home/me/work"), (Path("/scratch/runs/first"),))
+    return Place("first", folder, Path("/home/me/project"), (Path("/scratch/runs/first"),))
 
 
 LAUNCH = LaunchConfig(cluster="x", nodes=4, spare_nodes=1, time="4:00:00", dependency="afterok:7")
@@ -43,7 +43,7 @@ def test_a_job_asks_for_what_the_site_and_the_request_say(tmp_path: Path) -> Non
         sbatch=["--constraint=a100&80gb"], gpu_request="--gres=gpu:a100:{gpus}", signal_before_s=240,
     )  # fmt: skip
     assert options(batch_script(site, LAUNCH, place(tmp_path))) == [
-        "--job-name=first", "--chdir=/home/me/work", f"--output={tmp_path}/job-%j.log", "--open-mode=append", "--nodes=4-5",
+        "--job-name=first", "--chdir=/home/me/project", f"--output={tmp_path}/job-%j.log", "--open-mode=append", "--nodes=4-5",
         "--cpus-per-task=96", "--time=4:00:00", "--partition=gpu", "--account=me", "--qos=long",
         "--gres=gpu:a100:8", "--mem=492032M", "--exclusive", "--dependency=afterok:7", "--signal=USR1@240", "--no-kill",
         "--no-requeue", "--constraint=a100&80gb",
@@ -120,11 +120,11 @@ def test_pyxis_mounts_the_job_and_keeps_our_variables(tmp_path: Path) -> None:
     site = cluster(
         Environment.PYXIS, path="nvcr.io#nvidia/pytorch:25.01-py3", mounts=["/data", "/a:/b"], network={"NCCL_DEBUG": "INFO"}
     )
-    assert srun_options(site, place(Path("/home/me/work/runs/first/jobs/0001"))) == [
+    assert srun_options(site, place(Path("/home/me/project/runs/first/jobs/0001"))) == [
         "--cpus-per-task=12", "--mpi=none", "--distribution=block", "--export=ALL",
         "--container-image=nvcr.io#nvidia/pytorch:25.01-py3",
-        "--container-mounts=/home/me/work:/home/me/work,/scratch/runs/first:/scratch/runs/first,/data:/data,/a:/b",
-        "--container-workdir=/home/me/work",
+        "--container-mounts=/home/me/project:/home/me/project,/scratch/runs/first:/scratch/runs/first,/data:/data,/a:/b",
+        "--container-workdir=/home/me/project",
         "--container-env=PYTHONPATH,PYTHONSAFEPATH,PYTHONUNBUFFERED,OLMO_ATTEMPT_DIR,OLMO_RENDEZVOUS_INTERFACE,NCCL_DEBUG",
     ]  # fmt: skip
     assert in_environment(site, place(tmp_path), RANKS) == ["python", *RANKS]
@@ -132,9 +132,9 @@ def test_pyxis_mounts_the_job_and_keeps_our_variables(tmp_path: Path) -> None:
 
 def test_apptainer_stands_before_the_command_and_variables_with_commas_reach_it(tmp_path: Path) -> None:
     site = cluster(Environment.APPTAINER, path="/images/olmo.sif", mounts=["/data:/data:ro"], network={"NCCL_IB_HCA": "a,b"})
-    command = in_environment(site, place(Path("/home/me/work/runs/first/jobs/0001")), RANKS)
+    command = in_environment(site, place(Path("/home/me/project/runs/first/jobs/0001")), RANKS)
     assert command == [
-        "apptainer", "exec", "--nv", "--pwd", "/home/me/work", "--bind", "/home/me/work", "--bind", "/scratch/runs/first", "--bind",
+        "apptainer", "exec", "--nv", "--pwd", "/home/me/project", "--bind", "/home/me/project", "--bind", "/scratch/runs/first", "--bind",
         "/data:/data:ro", "/images/olmo.sif", "python", *RANKS,
     ]  # fmt: skip
     text = batch_script(site, LAUNCH, place(tmp_path))
