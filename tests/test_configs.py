@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from checkpoints.publish.command import PublishConfig
-from data_tools.gather_text import GatherConfig
-from data_tools.tokenize_corpus import TokenizeConfig
-from data_tools.train_tokenizer import TokenizerConfig
+from data_tools.ingest.gather_text import GatherConfig
+from data_tools.tokenize.command import TokenizeConfig
+from data_tools.tokenize.train_tokenizer import TokenizerConfig
 from data_tools.write_manifest import ManifestConfig
 from olmo_train.config.train import TrainConfig
 from olmo_train.model.size import count_params, flops_per_token

@@ -11,8 +11,12 @@ from checkpoints import report
 from checkpoints.generate import command as generate
 from checkpoints.publish import command as publish
 from checkpoints.verify import command as verify_checkpoints
-from data_tools import inspect_batch, inspect_document, tokenize_corpus, train_tokenizer, verify_shards
-from data_tools.run_order import open_run
+from data_tools.inspect import batch as inspect_batch
+from data_tools.inspect import verify as verify_shards
+from data_tools.inspect import when as inspect_document
+from data_tools.inspect.run_order import open_run
+from data_tools.tokenize import command as tokenize_corpus
+from data_tools.tokenize import train_tokenizer
 from data_tools.trace import build_index
 from data_tools.trace.opening import load_trace_config, open_trace
 from data_tools.trace.trace_text import trace_text

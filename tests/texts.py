@@ -4,8 +4,9 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_tools import tokenize_corpus, train_tokenizer
 from data_tools.documents import Document, write_documents
+from data_tools.tokenize import command as tokenize_corpus
+from data_tools.tokenize import train_tokenizer
 
 WORDS = [
     "the", "a", "cat", "dog", "bird", "fish", "sees", "hears", "follows", "finds", "red", "small",

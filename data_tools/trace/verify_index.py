@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_tools.inspect.verify import check_documents, check_tokenizer
 from data_tools.trace.build_part import documents_sha256, part_unigrams
 from data_tools.trace.index_folder import (
     KEY,
@@ -26,7 +27,6 @@ from data_tools.trace.index_folder import (
 from data_tools.trace.metadata import metadata_problems
 from data_tools.trace.suffix_kernels import count, first_disorder, invert, put_runs
 from data_tools.trace.suffixes import checked_blocks, heldout_bits, leading_ranks, part_ends
-from data_tools.verify_shards import check_documents, check_tokenizer
 from olmo_train.data.manifest import BLOCK_BYTES
 from olmo_train.data.shards import Corpus
 from olmo_train.errors import ShardError, run_command

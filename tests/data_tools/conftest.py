@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools import train_tokenizer
+from data_tools.tokenize import train_tokenizer
 from tests.data_tools.texts import make_documents, tokenize, write_lines
 
 N_DOCUMENTS = 120

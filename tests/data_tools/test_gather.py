@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_tools import gather_text
 from data_tools.documents import Document, read_documents
+from data_tools.ingest import gather_text
 from tests.data_tools.texts import refusal
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools import inspect_batch, inspect_document, inspect_shards
-from data_tools.run_order import open_run
+from data_tools.inspect import batch as inspect_batch
+from data_tools.inspect import show as inspect_shards
+from data_tools.inspect import when as inspect_document
+from data_tools.inspect.run_order import open_run
 from olmo_train.config.train import TrainConfig
 from olmo_train.data.loader import Loader
 from olmo_train.data.shards import Corpus

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools import tokenize_corpus
 from data_tools.documents import read_documents, write_documents
+from data_tools.tokenize import command as tokenize_corpus
 from olmo_train.data.document_index import is_heldout
 from olmo_train.data.shards import Corpus
 from olmo_train.errors import ShardError

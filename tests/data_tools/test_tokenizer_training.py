@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer as HFTokenizer
 
-from data_tools import train_tokenizer
 from data_tools.documents import Document, read_documents, write_documents
+from data_tools.tokenize import train_tokenizer
 from olmo_train.tokenizer import END_OF_TEXT, Tokenizer
 from tests.data_tools.texts import make_documents, refusal, write_lines
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools import verify_shards, write_manifest
+from data_tools import write_manifest
+from data_tools.inspect import verify as verify_shards
 from olmo_train.data.manifest import FileEntry, read_manifest
 from olmo_train.data.manifest import write_manifest as save_manifest
 from olmo_train.data.shards import Corpus

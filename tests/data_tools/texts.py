@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_tools import tokenize_corpus
+from data_tools.tokenize import command as tokenize_corpus
 from olmo_train.errors import EXIT_USAGE, run_command
 
 WORDS = [

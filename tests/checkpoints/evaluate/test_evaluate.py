@@ -19,7 +19,8 @@ from checkpoints.inspect.readable import NONE
 from checkpoints.load import load_model
 from checkpoints.opening import open_checkpoint
 from checkpoints.run_files import read_evaluations, read_lines
-from data_tools import tokenize_corpus, train_tokenizer
+from data_tools.tokenize import command as tokenize_corpus
+from data_tools.tokenize import train_tokenizer
 from olmo_train.errors import CheckpointError, ConfigError
 from olmo_train.tokenizer import Tokenizer
 from tests.runs import metrics, run_training, small

@@ -15,7 +15,7 @@ from checkpoints.explore.config import ExploreConfig, find_problems
 from checkpoints.explore.guard import Guard
 from checkpoints.explore.server import build_app
 from checkpoints.explore.session import Session
-from data_tools import tokenize_corpus
+from data_tools.tokenize import command as tokenize_corpus
 from data_tools.trace.build_index import build, index_folder_of
 from data_tools.trace.config import IndexConfig
 from olmo_train.schema import load_config

@@ -9,7 +9,7 @@ import pytest
 
 from checkpoints.inspect.heldout import Heldout, HeldoutOptions, read_heldout
 from checkpoints.opening import Checkpoint, open_step_folder
-from data_tools import tokenize_corpus
+from data_tools.tokenize import command as tokenize_corpus
 from olmo_train.config.data import SourceConfig
 from olmo_train.data.shards import Corpus
 from olmo_train.errors import ConfigError

@@ -22,7 +22,7 @@ from checkpoints.publish.signature import check_signature, read_public_key, writ
 from checkpoints.publish.training_files import is_private, redact, source_folder
 from checkpoints.release import UNLISTED, read_release_folder, weights_digest
 from checkpoints.run_files import Evaluation, add_evaluation
-from data_tools.run_order import open_run
+from data_tools.inspect.run_order import open_run
 from olmo_train.checkpoint import read_manifest
 from olmo_train.config.train import TrainConfig
 from olmo_train.errors import CheckpointError, ConfigError, ShardError

@@ -21,7 +21,7 @@ from checkpoints.publish.markdown import code, escape, fenced, one_line, table, 
 from checkpoints.publish.plots import MAX_POINTS, History, draw_plots, short_count, thin
 from checkpoints.release import Release, read_release_folder
 from checkpoints.run_files import Evaluation, add_evaluation
-from data_tools.run_order import open_run
+from data_tools.inspect.run_order import open_run
 from olmo_train.config.train import TrainConfig
 from olmo_train.model.size import count_params, flops_per_token
 from olmo_train.schema import read_yaml, to_plain, to_yaml

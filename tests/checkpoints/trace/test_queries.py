@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from checkpoints.trace.queries import Context, document_id, parse_place, query_place, query_text
-from data_tools.run_order import open_run
+from data_tools.inspect.run_order import open_run
 from data_tools.trace.answer import Place
 from data_tools.trace.searcher import Searcher
 from olmo_train.config.data import DataConfig

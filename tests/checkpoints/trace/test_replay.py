@@ -13,7 +13,7 @@ import torch
 from checkpoints.load import load_model
 from checkpoints.opening import open_step_folder
 from checkpoints.trace.replay_command import main
-from data_tools.run_order import open_run
+from data_tools.inspect.run_order import open_run
 from data_tools.trace.build_index import build
 from data_tools.trace.config import IndexConfig
 from data_tools.trace.searcher import Searcher

@@ -7,8 +7,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from data_tools import tokenize_corpus, train_tokenizer
 from data_tools.documents import Document, write_documents
+from data_tools.tokenize import command as tokenize_corpus
+from data_tools.tokenize import train_tokenizer
 from data_tools.trace.build_index import build
 from data_tools.trace.config import IndexConfig, Rank, SpansConfig
 from data_tools.trace.searcher import Searcher

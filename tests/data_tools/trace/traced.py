@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_tools import train_tokenizer
+from data_tools.tokenize import train_tokenizer
 from data_tools.trace.answer import Place
 from data_tools.trace.build_index import build
 from data_tools.trace.config import IndexConfig

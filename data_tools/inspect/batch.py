@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data_tools.run_order import is_left_out, open_run
+from data_tools.inspect.run_order import is_left_out, open_run
 from olmo_train.config.data import SourceConfig
 from olmo_train.config.train import TrainConfig
 from olmo_train.data.checks import find_tokenizer

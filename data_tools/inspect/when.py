@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data_tools.run_order import is_left_out, open_run
+from data_tools.inspect.run_order import is_left_out, open_run
 from olmo_train.errors import ConfigError, run_command
 from olmo_train.step_folder import list_steps
 

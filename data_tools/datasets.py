@@ -1,0 +1,128 @@
+"""Dolma's layout of a dataset: documents, and what was found out about them, in files of the same names.
+
+<dataset>/documents/**.jsonl.zst           one document a line
+<dataset>/attributes/<name>/**.jsonl.zst   one line for each line of the documents, in the same order
+<dataset>/stages/<stage>/                  how each came about (work/stage.py)
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from data_tools.documents import find_files
+from data_tools.files import CutShortError, InputFile, LineWriter, lines
+from olmo_train.errors import ShardError
+
+Span = Sequence[Any]
+"""[start, end, score]: characters (Unicode code points) of the text, end-exclusive, and a number."""
+Attributes = Mapping[str, Sequence[Span]]
+"""Name to spans. Dolma's names are <experiment>__<tagger>__<type>."""
+
+
+@dataclass(frozen=True)
+class DocumentFile:
+    """One file of documents."""
+
+    dataset: str
+    """Folder that has `documents/`."""
+    name: str
+    """Path below `documents/`; of a file that has no such folder above it: its name."""
+
+    @property
+    def path(self) -> Path:
+        """Of the documents."""
+        inner = Path(self.dataset, "documents", self.name)
+        return inner if inner.is_file() else Path(self.dataset, self.name)
+
+    def attributes(self, name: str) -> Path:
+        """The file of attributes that belongs to it."""
+        return Path(self.dataset, "attributes", name, self.name)
+
+    @property
+    def part_name(self) -> str:
+        """Of the part that works on it: a file name. Unique within a dataset."""
+        return self.name.replace("/", "__")
+
+
+def find_document_files(patterns: list[str]) -> list[DocumentFile]:
+    """Files that the patterns name (see find_files), with their datasets.
+
+    Raises:
+        ShardError: a pattern matches nothing.
+    """
+    return [_place(path) for path in find_files(patterns)]
+
+
+def _place(path: Path) -> DocumentFile:
+    parts = path.parts
+    for i in range(len(parts) - 2, -1, -1):
+        if parts[i] == "documents":
+            return DocumentFile(str(Path(*parts[:i])) if i else ".", "/".join(parts[i + 1 :]))
+    return DocumentFile(str(path.parent), path.name)
+
+
+def part_names(files: list[DocumentFile]) -> list[str]:
+    """A name for the part of each file; files of one name in several datasets get a number in front."""
+    datasets = list(dict.fromkeys(file.dataset for file in files))
+    if len(datasets) == 1:
+        return [file.part_name for file in files]
+    return [f"{datasets.index(file.dataset):03d}__{file.part_name}" for file in files]
+
+
+def stage_folder(files: list[DocumentFile], stage: str) -> Path:
+    """Where a stage that writes attributes keeps its records: in the first dataset."""
+    return Path(files[0].dataset, "stages", stage)
+
+
+# ---- attributes --------------------------------------------------------------------------------------------------------------
+
+
+class _AttributeLine(msgspec.Struct, gc=False):
+    id: str
+    attributes: dict[str, list[list[Any]]]
+    source: str | None = None
+
+
+_decode = msgspec.json.Decoder(_AttributeLine).decode
+
+
+class AttributeWriter:
+    """Writes attributes in Dolma's format. `path` is usually a PartContext's output."""
+
+    def __init__(self, path: Path) -> None:
+        self._lines = LineWriter(path)
+
+    def write(self, id: str, source: str, attributes: Attributes) -> None:
+        """Of the next document. Names without a span may be left out."""
+        self._lines.write(msgspec.json.encode({"id": id, "source": source, "attributes": attributes}))
+
+    def close(self) -> None:
+        """Everything is on disk."""
+        self._lines.close()
+
+
+def read_attributes(path: Path) -> Iterator[tuple[str, dict[str, list[list[Any]]]]]:
+    """(id, attributes) line by line: those of another tool as well.
+
+    Raises:
+        ShardError: the file is missing, damaged, or a line is not Dolma's; names the line.
+    """
+    number = 0
+    try:
+        file = InputFile(path)
+        try:
+            for raw in lines(path, file):
+                number += 1
+                found = _decode(raw)
+                yield found.id, found.attributes
+        finally:
+            file.close()
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+        raise ShardError(f"{path}: line {number} is no line of attributes: {error}; write them again") from None
+    except CutShortError as error:
+        raise ShardError(f"{path}: damaged after line {number}: {error}; write the attributes again") from None
+    except FileNotFoundError:
+        raise ShardError(f"{path} does not exist; attributes lie in files of the same names as their documents") from None

@@ -1,0 +1,1 @@
+"""Documents and paragraphs that stand more than once."""

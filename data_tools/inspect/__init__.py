@@ -1,0 +1,1 @@
+"""Questions to documents, attributes and shards."""

@@ -1,0 +1,1 @@
+"""Which documents go on, how often, and without what."""

@@ -1,0 +1,1 @@
+"""A dataset as others get it: card, manifest, hashes."""

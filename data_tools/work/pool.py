@@ -1,0 +1,75 @@
+"""Processes that end with the one that started them."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from typing import Any
+
+from data_tools.work.part import Part, PartContext, Record, Work, do_part
+
+_slot: list[Any] = []
+"""Of a worker: (shared array of bytes done, number of this worker)."""
+
+
+class Pool:
+    """Spawned processes (the parent may have threads), which tell how many bytes they have done."""
+
+    def __init__(self, processes: int) -> None:
+        context = get_context("spawn")
+        self.processes = processes
+        self._done = context.RawArray("Q", processes)
+        self._executor = ProcessPoolExecutor(processes, context, start_worker, (os.getpid(), self._done, context.Value("i", 0)))
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        """Raises:
+        BrokenProcessPool: a process was killed."""
+        try:
+            return self._executor.submit(work, *arguments)
+        except (OSError, ValueError, RuntimeError) as error:  # one was killed while another was being started
+            raise BrokenProcessPool(str(error)) from error
+
+    def bytes_done(self) -> int:
+        """By all processes so far."""
+        return sum(self._done)
+
+    def close(self, at_once: bool = False) -> None:
+        """End the processes; `at_once`: in the middle of their work."""
+        if at_once:
+            for child in active_children():  # a broken pool waits for ever for one that it started while it was breaking
+                child.terminate()
+        self._executor.shutdown(wait=not at_once, cancel_futures=True)
+
+
+def start_worker(parent: int, done: Any, counter: Any) -> None:
+    """Let this process end when its parent does: killed work must not go on in the background."""
+    with counter.get_lock():
+        _slot[:] = [done, counter.value]
+        counter.value += 1
+    end_with(parent)
+
+
+def tick(size: int) -> None:
+    """In a worker: tell of bytes done."""
+    done, number = _slot
+    done[number % len(done)] += size
+
+
+def do_in_worker(work: Work, folder: Path, phase: str, part: Part, memory_mb: int, shared: Any, record_path: Path) -> Record:
+    """`do_part`, in a process of a pool."""
+    return do_part(work, PartContext(folder, phase, part, tick, memory_mb), shared, record_path)
+
+
+def end_with(parent: int) -> None:
+    """End this process soon after its parent."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
