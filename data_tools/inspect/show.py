@@ -1,7 +1,15 @@
-"""Look into shards: `olmo data show shards/demo [--id ID | --file N --offset TOKEN]`."""
+"""Look into shards, or at one document of a dataset.
+
+olmo data show shards/demo [--id ID | --file N --offset TOKEN]
+olmo data show corpus [--id ID | --at FILE:LINE]        with its attributes
+olmo data show runs/first --step 100 --row 3            what a row of a step saw, with text
+"""
 
 import argparse
+from pathlib import Path
 
+from data_tools.inspect import batch
+from data_tools.inspect.show_document import show_at, show_dataset, show_id
 from olmo_train.data.shards import Corpus
 from olmo_train.errors import ConfigError, run_command
 from olmo_train.tokenizer import Tokenizer
@@ -10,11 +18,27 @@ from olmo_train.tokenizer import Tokenizer
 def main(argv: list[str]) -> None:
     """Print the table of sources, or a document with its place and text."""
     parser = argparse.ArgumentParser("olmo data show", description=__doc__)
-    parser.add_argument("path", help="folder of a manifest")
+    parser.add_argument("path", help="shards, a dataset, or the folder of a run")
     parser.add_argument("--id", help="a document's id")
     parser.add_argument("--file", type=int, help="number of a token file, with --offset")
     parser.add_argument("--offset", type=int, help="token offset in that file")
+    parser.add_argument("--at", metavar="FILE:LINE", help="of a dataset: a file below documents/, and a 1-based line")
+    parser.add_argument("--step", type=int, help="of a run, with --row")
+    parser.add_argument("--row", type=int, help="row of that step's batch")
     args = parser.parse_args(argv)
+    if (args.step is None) != (args.row is None):
+        raise ConfigError("--step and --row go together")
+    if args.step is not None:
+        batch.main([args.path, str(args.step), "--row", str(args.row), "--text"])
+    elif args.at is not None:
+        show_at(Path(args.path), args.at)
+    elif (Path(args.path) / "documents").is_dir() and args.file is None and args.offset is None:
+        show_dataset(Path(args.path)) if args.id is None else show_id(Path(args.path), args.id)
+    else:
+        _show_shards(args)
+
+
+def _show_shards(args: argparse.Namespace) -> None:
     corpus = Corpus(args.path)
     if args.id is not None:
         places = corpus.find_document(args.id)

@@ -1,21 +1,31 @@
-"""Check shards against their manifest: `olmo data verify shards/demo`."""
+"""Check shards against their manifest, a dataset against its stages' records, a release against its manifest.
+
+olmo data verify shards/demo | corpus | release | hf://owner/name | s3://bucket/name
+"""
 
 import argparse
 import hashlib
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from data_tools.inspect.check_lineage import check_lineage
+from data_tools.inspect.lineage import lineage
+from data_tools.publish.check_release import check_release, is_release, left_out_of
 from olmo_train.data.document_index import ROWS_PER_BLOCK, DocumentIndex, read_rows, write_index
 from olmo_train.data.shards import Corpus, ShardFile
 from olmo_train.errors import ShardError, run_command
+
+DATASET = ("stages", "documents", "attributes")
+"""Folders of a dataset, one of which tells it from shards that are not there."""
 
 
 def main(argv: list[str]) -> None:
     """Check, and say so; problems name file and offset and give exit status 2."""
     parser = argparse.ArgumentParser("olmo data verify", description=__doc__)
-    parser.add_argument("path", help="folder of a manifest")
+    parser.add_argument("path", help="shards, a dataset, or a release in a folder, a hub (hf://owner/name) or a store")
     parser.add_argument(
         "--level",
         choices=("size", "spot", "full"),
@@ -23,6 +33,29 @@ def main(argv: list[str]) -> None:
         help="sizes; a few blocks; every byte, every id, every document and the tokenizer",
     )
     args = parser.parse_args(argv)
+    if is_release(args.path):
+        print(check_release(args.path, args.level == "full"))
+        return
+    if (Path(args.path) / "manifest.json").is_file() or not any((Path(args.path) / name).is_dir() for name in DATASET):
+        _verify_shards(args)
+        if not (Path(args.path) / "stages").is_dir():
+            return
+        print(_verify_lineage(Path(args.path), args.level), file=sys.stderr)
+        return
+    print(_verify_lineage(Path(args.path), args.level))
+
+
+def _verify_lineage(path: Path, level: str) -> str:
+    found = check_lineage(lineage(path), level == "full", left_out_of(path))
+    for note in found.notes:
+        print(note, file=sys.stderr)
+    if found.problems:
+        raise ShardError("\n".join(dict.fromkeys(found.problems)))
+    how = "every byte" if level == "full" else "sizes"
+    return f"{path}: {found.files:,} files as its stages wrote them ({how}); {found.links:,} were read as they were written"
+
+
+def _verify_shards(args: argparse.Namespace) -> None:
     corpus = Corpus(args.path)
     problems = corpus.verify(args.level)
     if args.level == "full":

@@ -1,1 +1,1 @@
-"""A dataset as others get it: card, manifest, hashes."""
+"""A dataset as a release: card, manifest with hashes, records of every stage; to a folder, a hub or an object store, and back."""
