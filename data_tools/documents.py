@@ -3,7 +3,10 @@
 One reader for all stages. A line that is no document is told to the caller with place and reason, and never skipped silently.
 """
 
+import codecs
 import json
+import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -22,6 +25,8 @@ LONG = 2**22
 PIECE = 2**20
 """Bytes of JSON in one piece of a long text."""
 REPLACEMENT = "\ufffd"
+SOURCE = re.compile(r"\w[^/\0]*(/\w[^/\0]*)*")
+"""Sources name folders: none may lead out of the output (`../x`, `/x`), and no two may be the same folder (`a/b`, `a//b`)."""
 
 
 class Reason(StrEnum):
@@ -43,6 +48,8 @@ class Reason(StrEnum):
     """A file or record that is no text in a known encoding."""
     NO_CONTENT = "no_content"
     """A record in which no text was found."""
+    BAD_RECORD = "bad_record"
+    """A record of a container (WARC, Parquet) that is not as its format demands; those after it are read."""
     TOO_LONG = "too_long"
     FAILED = "failed"
     """An extractor or a model failed on it."""
@@ -98,10 +105,24 @@ class Line:
             yield text[0]
             start = text[1]
 
+    def release(self) -> None:
+        """Let go of the text, so that the memory of a long one is free before the next line is read."""
+        self.raw, self._json, self._text = b"", b'""', ""
+
     def values(self) -> dict[str, Any]:
-        """Every field, as JSON has them."""
-        found: dict[str, Any] = msgspec.json.decode(self.raw)
+        """Every field, as JSON has them; numbers beyond float64 as their text."""
+        try:
+            found: dict[str, Any] = msgspec.json.decode(self.raw)
+        except msgspec.ValidationError:
+            found = json.loads(self.raw, parse_int=_number, parse_float=_number)
         return found
+
+
+def _number(digits: str) -> int | float | str:
+    value = float(digits)
+    if math.isinf(value):
+        return digits
+    return value if any(c in digits for c in ".eE") else int(digits)
 
 
 def _piece(view: memoryview, start: int, end: int) -> tuple[str, int]:
@@ -152,14 +173,17 @@ def read_lines(
     try:
         source = file or InputFile(path)
         try:
-            for number, raw in enumerate(lines(path, source), 1):
+            for raw in lines(path, source):
+                number += 1
                 if number == 1 and raw.startswith(b"\xef\xbb\xbf"):
                     raw = raw[3:]
                     _tell(on_repair, "bom")
                 if raw and not raw.isspace():
                     line = _parse(raw, name, number, on_reject, on_repair)
+                    raw = b""  # so that only the line holds it
                     if line is not None:
                         yield line
+                raw, line = b"", None  # or a long one would be held until the next has been read: twice the memory
         finally:
             source.close()
     except CutShortError as error:
@@ -176,11 +200,12 @@ def _tell(on_repair: OnRepair | None, name: str) -> None:
 
 def _parse(raw: bytes | bytearray, path: str, number: int, on_reject: OnReject, on_repair: OnRepair | None) -> Line | None:
     try:
+        check_utf8(raw)
         if len(raw) < LONG:
             fields = _decode(raw)
             return Line(fields.id, fields.source, fields.text, raw, path, number)
         return _parse_long(raw, path, number)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         found = explain(raw, error) if len(raw) < LONG else explain_long(error)
     if isinstance(found, dict):
         _tell(on_repair, "surrogate")
@@ -188,6 +213,21 @@ def _parse(raw: bytes | bytearray, path: str, number: int, on_reject: OnReject, 
         return Line(found["id"], found["source"], found["text"], again, path, number)
     on_reject(Reject(path, number, *found, raw=bytes(raw)))
     return None
+
+
+def check_utf8(raw: bytes | bytearray) -> None:
+    """msgspec looks only at the strings that it unpacks, and lines are passed on as they stand.
+
+    Raises:
+        UnicodeDecodeError: not UTF-8.
+    """
+    if len(raw) <= PIECE:
+        raw.decode("utf-8")
+    elif not raw.isascii():
+        decoder, view = codecs.getincrementaldecoder("utf-8")(), memoryview(raw)
+        for start in range(0, len(view), PIECE):
+            decoder.decode(view[start : start + PIECE])
+        decoder.decode(b"", True)
 
 
 def _parse_long(raw: bytes | bytearray, path: str, number: int) -> Line:
@@ -202,6 +242,25 @@ def _parse_long(raw: bytes | bytearray, path: str, number: int) -> Line:
 
 def explain(raw: bytes | bytearray, error: Exception) -> tuple[Reason, str] | dict[str, Any]:
     """Why a line is no document, as reason and words; or its values, repaired, if half a surrogate pair in them was all."""
+    values = parse_object(raw)
+    if isinstance(values, tuple):
+        return values
+    for name in ("id", "text", "source"):
+        if name not in values:
+            return Reason.MISSING_FIELD, f"has no {name}; Dolma requires id, text and source"
+        if not isinstance(values[name], str):
+            return Reason.WRONG_TYPE, f"{name}={_short(values[name])} must be a string; Dolma requires id, text and source"
+        if name != "text" and values[name] != without_surrogates(values[name]):
+            return Reason.SURROGATE, f"{name}={values[name]!r} holds half a surrogate pair; ids and sources are UTF-8"
+    try:
+        repaired: dict[str, Any] = without_surrogates(values)
+    except RecursionError as why:
+        return Reason.NOT_JSON, f"is not JSON: {why}; mend or remove it"
+    return repaired if repaired != values else (Reason.NOT_JSON, f"is not JSON: {error}; mend or remove it")
+
+
+def parse_object(raw: bytes | bytearray) -> tuple[Reason, str] | dict[str, Any]:
+    """The values of a line by Python's own JSON, or why there are none: slower than msgspec, but it takes halves of pairs."""
     try:
         values = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as why:
@@ -211,15 +270,7 @@ def explain(raw: bytes | bytearray, error: Exception) -> tuple[Reason, str] | di
         return Reason.NOT_JSON, f"is not JSON: {told}; mend or remove it"
     if not isinstance(values, dict):
         return Reason.NOT_OBJECT, "is not a JSON object; a document has id, text and source"
-    for name in ("id", "text", "source"):
-        if name not in values:
-            return Reason.MISSING_FIELD, f"has no {name}; Dolma requires id, text and source"
-        if not isinstance(values[name], str):
-            return Reason.WRONG_TYPE, f"{name}={_short(values[name])} must be a string; Dolma requires id, text and source"
-        if name != "text" and values[name] != _without_surrogates(values[name]):
-            return Reason.SURROGATE, f"{name}={values[name]!r} holds half a surrogate pair; ids and sources are UTF-8"
-    repaired: dict[str, Any] = _without_surrogates(values)
-    return repaired if repaired != values else (Reason.NOT_JSON, f"is not JSON: {error}; mend or remove it")
+    return values
 
 
 def explain_long(error: Exception) -> tuple[Reason, str]:
@@ -242,13 +293,13 @@ def _short(value: Any) -> str:
     return told if len(told) <= 80 else f"{told[:77]}..."
 
 
-def _without_surrogates(value: Any) -> Any:
+def without_surrogates(value: Any) -> Any:
     """Nested values with U+FFFD for each half of a surrogate pair."""
     if isinstance(value, str):
         return value if value.isascii() else "".join(REPLACEMENT if "\ud800" <= c <= "\udfff" else c for c in value)
     if isinstance(value, dict):
-        return {_without_surrogates(key): _without_surrogates(inner) for key, inner in value.items()}
-    return [_without_surrogates(inner) for inner in value] if isinstance(value, list) else value
+        return {without_surrogates(key): without_surrogates(inner) for key, inner in value.items()}
+    return [without_surrogates(inner) for inner in value] if isinstance(value, list) else value
 
 
 # ---- whole documents, for whoever needs few ---------------------------------------------------------------------------------
@@ -327,5 +378,5 @@ def write_documents(path: Path, documents: Iterable[Document]) -> int:
     with LineWriter(path) as writer:
         for document in documents:
             fields = ("id", "text", "source", "added", "created", "metadata")
-            writer.write(encode_document(_without_surrogates({name: getattr(document, name) for name in fields})))
+            writer.write(encode_document(without_surrogates({name: getattr(document, name) for name in fields})))
     return writer.lines

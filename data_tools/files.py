@@ -3,7 +3,7 @@
 import os
 import uuid
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, cast
@@ -18,7 +18,8 @@ ZSTD_LEVEL = 3
 GZIP_LEVEL = 2
 """Of ISA-L, 0 to 3: a third larger than zlib's 6, ten times as fast."""
 
-_IsalError: type[Exception] = igzip_lib.IsalError
+_IsalError = cast(type[Exception], igzip_lib.IsalError)
+"""Its stub calls it an instance."""
 Tick = Callable[[int], None]
 """Told the bytes of a file that were read since the last call."""
 
@@ -30,8 +31,10 @@ class CutShortError(Exception):
 class InputFile:
     """The bytes of a file as they lie on disk: counts them, and takes their hash on the way."""
 
-    def __init__(self, path: Path, tick: Tick | None = None) -> None:
+    def __init__(self, path: Path, tick: Tick | None = None, start: int = 0) -> None:
+        """From byte `start` on."""
         self._file: BinaryIO = open(path, "rb")  # noqa: SIM115 - closed by close
+        self._file.seek(start)
         self._tick, self._digest, self.size = tick, xxhash.xxh3_128(), 0
 
     def read(self, size: int = -1) -> bytes:
@@ -171,18 +174,33 @@ class LineWriter:
 
     def write(self, line: bytes | bytearray) -> None:
         """One line, without its newline."""
-        self._pending += line
+        self.write_pieces((line,))
+
+    def write_pieces(self, pieces: Iterable[bytes | bytearray]) -> None:
+        """One line, bit by bit: a long one is never held whole, nor copied."""
+        for piece in pieces:
+            self.size += len(piece)
+            if len(piece) < BLOCK:
+                self._pending += piece
+            else:
+                self._flush()
+                view = memoryview(piece)
+                for start in range(0, len(view), BLOCK):
+                    self._sink.write(view[start : start + BLOCK])
+            if len(self._pending) >= BLOCK:
+                self._flush()
         self._pending += b"\n"
         self.lines += 1
-        self.size += len(line) + 1
-        if len(self._pending) >= BLOCK:
+        self.size += 1
+
+    def _flush(self) -> None:
+        if self._pending:
             self._sink.write(self._pending)
             self._pending = bytearray()
 
     def close(self) -> None:
         """Bring everything to disk, then give the file its name."""
-        if self._pending:
-            self._sink.write(self._pending)
+        self._flush()
         if self._sink is not self._file:
             self._sink.close()
         self._file.flush()

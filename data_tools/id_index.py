@@ -4,6 +4,7 @@
 """
 
 from array import array
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ class DocumentWriter:
     def write(self, values: dict[str, Any]) -> None:
         """A document by its fields; those without a value are left out."""
         self.write_raw(values["id"], encode_document(values))
+
+    def write_pieces(self, document_id: str, pieces: Iterable[bytes]) -> None:
+        """A long document, as consecutive pieces of its line of JSON."""
+        self._keys.append(id_key(document_id))
+        self._lines.write_pieces(pieces)
 
     @property
     def documents(self) -> int:

