@@ -106,7 +106,8 @@ def _run(verb: str, argv: list[str]) -> None:
         package = (error.name or "").split(".")[0]
         if package not in EXTRA_OF:
             raise
-        told = f"olmo {verb} needs the package {package}, which is not installed; pip install 'olmo-train[{EXTRA_OF[package]}]'"
+        extra = "data" if verb.startswith("data ") else EXTRA_OF[package]
+        told = f"olmo {verb} needs the package {package}, which is not installed; pip install 'olmo-train[{extra}]'"
         raise ConfigError(told) from None
     module.main(argv)
 

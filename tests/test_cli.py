@@ -48,11 +48,16 @@ def test_an_unknown_verb_is_named_with_the_nearest_one() -> None:
     assert "did you mean data tokenize?" in done.stderr
 
 
-@pytest.mark.parametrize("package", ["numba", "pydivsufsort", "fastapi", "uvicorn"])
-def test_a_verb_whose_packages_are_missing_names_their_extra(package: str) -> None:
-    code = f"import sys; sys.modules['{package}'] = None; sys.argv = ['olmo', 'explore', 'run=x']; from olmo_train.cli import main; sys.exit(main())"
+@pytest.mark.parametrize(
+    ("package", "verb", "extra"),
+    [(name, "explore", "trace") for name in ("numba", "pydivsufsort", "fastapi", "uvicorn")]
+    + [("numba", "data decontaminate", "data")],
+)
+def test_a_verb_whose_packages_are_missing_names_their_extra(package: str, verb: str, extra: str) -> None:
+    argv = ["olmo", *verb.split(), "run=x"]
+    code = f"import sys; sys.modules['{package}'] = None; sys.argv = {argv}; from olmo_train.cli import main; sys.exit(main())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    wanted = f"error: olmo explore needs the package {package}, which is not installed; pip install 'olmo-train[trace]'\n"
+    wanted = f"error: olmo {verb} needs the package {package}, which is not installed; pip install 'olmo-train[{extra}]'\n"
     assert (done.returncode, done.stderr) == (2, wanted)
 
 

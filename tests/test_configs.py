@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from checkpoints.publish.command import PublishConfig
+from data_tools.decontaminate.config import DecontaminateConfig
+from data_tools.dedupe.config import DedupeConfig
+from data_tools.ingest.config import IngestConfig
 from data_tools.ingest.gather_text import GatherConfig
+from data_tools.mix.config import MixConfig
+from data_tools.publish.command import PublishDataConfig
+from data_tools.tag.config import TagConfig
 from data_tools.tokenize.command import TokenizeConfig
 from data_tools.tokenize.train_tokenizer import TokenizerConfig
 from data_tools.write_manifest import ManifestConfig
@@ -44,6 +50,12 @@ def test_every_option_composes_without_a_problem(option: str) -> None:
         ("tokenizer", TokenizerConfig, ["documents=[x]", "output=y"]),
         ("tokenize", TokenizeConfig, ["documents=[x]", "tokenizer=y", "output=z"]),
         ("publish", PublishConfig, ["run=x", "target=y"]),
+        ("ingest", IngestConfig, ["output=x", "sources={a: {kind: text, paths: [b]}}"]),
+        ("tag", TagConfig, ["documents=[x]", "name=y", "taggers=[gopher]"]),
+        ("dedupe", DedupeConfig, ["documents=[x]", "name=y", "by=minhash"]),
+        ("decontaminate", DecontaminateConfig, ["documents=[x]", "name=y"]),
+        ("mix", MixConfig, ["sources.a.documents=[x]", "output=y"]),
+        ("publish_data", PublishDataConfig, ["folders=[x]", "target=y", "name=z"]),
         ("manifest", ManifestConfig, ["sources={a: [b]}", "folder=c", "dtype=uint16", "vocab_size=10"]),
     ],
 )

@@ -1,7 +1,8 @@
 """Words of UTF-8 text and the hashes of runs of them; compiled."""
 
 import numpy as np
-from numba import njit
+
+from data_tools.compiled import njit
 
 SEPARATOR, LETTER, ALONE = 0, 1, 2
 """What a character does: ends a word, belongs to one, or is a word by itself (ideographs, kana)."""

@@ -11,8 +11,9 @@ Source: A. Broder, On the resemblance and containment of documents, 1997 (MinHas
 datasets, 3.4 (bands).
 """
 
-import numba
 import numpy as np
+
+from data_tools.compiled import njit
 
 OPEN, WORDS, ROLLING, IS_OPEN, EXACT, RING = 0, 1, 2, 3, 4, 5
 _SEED = np.uint64(0x9E3779B97F4A7C15)
@@ -24,7 +25,7 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, inline="always")
 def mix(x):
     """splitmix64's finaliser: every bit of the result depends on every bit of x."""
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
@@ -32,7 +33,7 @@ def mix(x):
     return x ^ (x >> np.uint64(31))
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _take(x, multiply, least):
     """One shingle: the smallest of each permutation a*x mod 2^32, a odd. Four bytes wide throughout, so that it is vectorised."""
     low = np.uint32(x >> np.uint64(32))
@@ -42,7 +43,7 @@ def _take(x, multiply, least):
         least[j] = min(least[j], value)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _add_word(word, state, out_power, multiply, least):
     """The next word (or token), by its hash."""
     words, size = np.int64(state[WORDS]), len(state) - RING
@@ -55,7 +56,7 @@ def _add_word(word, state, out_power, multiply, least):
         _take(mix(state[ROLLING]), multiply, least)
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, inline="always")
 def _kind(first, second):
     """Of a character beyond ASCII by its first two bytes: 0 separates, 1 part of a word, 2 a word of its own."""
     if first < 0xE0:
@@ -73,7 +74,7 @@ def _kind(first, second):
     return 2 if first == 0xF0 and second >= 0xA0 else 1
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def add_text(data, state, out_power, multiply, least):
     """The next piece of a text as UTF-8; it may end within a word, not within a character."""
     i, n = 0, len(data)
@@ -102,14 +103,14 @@ def add_text(data, state, out_power, multiply, least):
     state[OPEN], state[IS_OPEN] = word, np.uint64(1 if is_open else 0)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def add_tokens(ids, state, out_power, multiply, least):
     """The next token ids of a text."""
     for i in range(len(ids)):
         _add_word(mix(np.uint64(ids[i]) + _SEED), state, out_power, multiply, least)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def end_text(state, out_power, multiply, least):
     """No more comes: close the open word; the words of a text that has fewer than a shingle are one shingle. Return the words."""
     if state[IS_OPEN] != 0:
@@ -121,7 +122,7 @@ def end_text(state, out_power, multiply, least):
     return words
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def band_keys(least, keys):
     """One key of 64 bits for each of len(keys) bands of the values."""
     rows = len(least) // len(keys)
@@ -132,7 +133,7 @@ def band_keys(least, keys):
         keys[band] = key
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _root(parent, node):
     while parent[node] != node:
         parent[node] = parent[parent[node]]
@@ -140,7 +141,7 @@ def _root(parent, node):
     return node
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def connect_all(ones, others, parent):
     """parent[n] (at first n) becomes the smallest node of the component of n."""
     for i in range(len(ones)):

@@ -1,7 +1,8 @@
 """Compiled loop of the language tagger."""
 
 import numpy as np
-from numba import njit
+
+from data_tools.compiled import njit
 
 
 @njit(cache=True)
