@@ -11,9 +11,9 @@ BIN := .venv/bin
 demo: .venv/runtime
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh
 
-# Three workers on two cores: those whose test has a Slurm cluster of its own often wait for it.
+# Four workers on two cores: tests often wait for a cluster, a server, a process.
 test: .venv/dev .venv/browser .venv/slurm lint
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" --durations=25
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" --durations=25
 
 # Random faults for minutes: make chaos SEED=7 MINUTES=10
 chaos: .venv/dev .venv/slurm

@@ -5,21 +5,27 @@
 <dataset>/stages/<stage>/                  how each came about (work/stage.py)
 """
 
+import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import xxhash
 
 from data_tools.documents import find_files
-from data_tools.files import CutShortError, InputFile, LineWriter, lines
+from data_tools.files import CutShortError, InputFile, LineWriter, lines, shortened
 from olmo_train.errors import ShardError
 
 Span = Sequence[Any]
 """[start, end, score]: characters (Unicode code points) of the text, end-exclusive, and a number."""
 Attributes = Mapping[str, Sequence[Span]]
 """Name to spans. Dolma's names are <experiment>__<tagger>__<type>."""
+
+MOST_PART_NAME = 150
+"""Bytes: with a phase before and endings behind it, it still is a file name."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class DocumentFile:
 
     @property
     def part_name(self) -> str:
-        """Of the part that works on it: a file name. Unique within a dataset."""
+        """Of the part that works on it, unless it must be told from others: see `part_names`."""
         return self.name.replace("/", "__")
 
 
@@ -51,9 +57,18 @@ def find_document_files(patterns: list[str]) -> list[DocumentFile]:
     """Files that the patterns name (see find_files), with their datasets.
 
     Raises:
-        ShardError: a pattern matches nothing.
+        ShardError: a pattern matches nothing, a file is given twice, or has a name that is not UTF-8.
     """
-    return [_place(path) for path in find_files(patterns)]
+    found: dict[str, Path] = {}
+    for path in find_files(patterns):
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise ShardError(f"documents: {str(path)!r} has a name that is not UTF-8; rename it") from None
+        first = found.setdefault(os.path.realpath(path), path)
+        if first is not path:
+            raise ShardError(f"documents: {first} and {path} are the same file; give it once")
+    return [_place(path) for path in found.values()]
 
 
 def _place(path: Path) -> DocumentFile:
@@ -65,11 +80,19 @@ def _place(path: Path) -> DocumentFile:
 
 
 def part_names(files: list[DocumentFile]) -> list[str]:
-    """A name for the part of each file; files of one name in several datasets get a number in front."""
-    datasets = list(dict.fromkeys(file.dataset for file in files))
-    if len(datasets) == 1:
-        return [file.part_name for file in files]
-    return [f"{datasets.index(file.dataset):03d}__{file.part_name}" for file in files]
+    """A name for the part of each file; files of one name in several datasets get a number in front.
+
+    Long ones, and those of two files (a/b and a__b), end in a hash: names of records are made from them.
+    """
+    datasets = {dataset: number for number, dataset in enumerate(dict.fromkeys(file.dataset for file in files))}
+    names = [file.part_name if len(datasets) == 1 else f"{datasets[file.dataset]:03d}__{file.part_name}" for file in files]
+    times = Counter(names)
+    return [
+        name
+        if times[name] == 1 and len(name.encode()) <= MOST_PART_NAME
+        else f"{shortened(name, MOST_PART_NAME)}~{xxhash.xxh3_64_hexdigest(f'{file.dataset}/{file.name}')}"
+        for name, file in zip(names, files, strict=True)
+    ]
 
 
 def stage_folder(files: list[DocumentFile], stage: str) -> Path:

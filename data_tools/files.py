@@ -1,9 +1,11 @@
 """Files of lines: plain, .gz or .zst by name, read in blocks of bounded size, written whole or not at all."""
 
 import os
+import re
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, cast
@@ -160,8 +162,9 @@ class LineWriter:
     """
 
     def __init__(self, path: Path) -> None:
+        """A `path` that is a temporary name already is written itself."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self._temporary = path, temporary_name(path)
+        self.path, self._temporary = path, path if _TEMPORARY.fullmatch(path.name) else temporary_name(path)
         self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed by close
         self._sink: _Sink = self._file
         if path.suffix == ".gz":
@@ -210,7 +213,8 @@ class LineWriter:
 
     def discard(self) -> None:
         """Remove what was written."""
-        self._file.close()
+        with suppress(OSError):  # on a full disk: what it still holds cannot be written
+            self._file.close()
         self._temporary.unlink(missing_ok=True)
 
     def __enter__(self) -> "LineWriter":
@@ -223,9 +227,20 @@ class LineWriter:
             self.discard()
 
 
+MOST_NAME = 255
+"""Bytes of a file's name on nearly every file system."""
+_TEMPORARY = re.compile(r"\..*\.tmp-[0-9a-f]{12}(\..*)?", re.DOTALL)
+
+
 def temporary_name(path: Path) -> Path:
     """A hidden name beside `path` that no other process takes, with the same endings; `remove_temporaries` finds it."""
-    return path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:12]}{''.join(path.suffixes[-2:])}")
+    ending = f".tmp-{uuid.uuid4().hex[:12]}" + "".join(suffix for suffix in path.suffixes[-2:] if len(os.fsencode(suffix)) <= 9)
+    return path.with_name(f".{shortened(path.name, MOST_NAME - 1 - len(os.fsencode(ending)))}{ending}")
+
+
+def shortened(name: str, n_bytes: int) -> str:
+    """At most so many bytes of a name; no character is cut."""
+    return name if len(os.fsencode(name)) <= n_bytes else os.fsencode(name)[:n_bytes].decode("utf-8", "ignore")
 
 
 def remove_temporaries(folder: Path) -> None:

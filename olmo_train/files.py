@@ -3,12 +3,13 @@
 import contextlib
 import hashlib
 import os
+import uuid
 from pathlib import Path
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path` through a temporary name, synced to disk before the rename."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:12]}")  # process ids are the same on two machines
     try:
         with open(temporary, "wb") as file:
             file.write(data)

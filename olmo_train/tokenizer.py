@@ -45,6 +45,11 @@ class Tokenizer:
         """Ids are below this, added tokens included."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
+    def token_id(self, token: str) -> int | None:
+        """Id of one token by its name; None: there is none."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without end-of-text."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids

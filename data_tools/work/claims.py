@@ -13,15 +13,26 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 BEAT_S = 5.0
 STALE_S = 60.0
 
 
-def _start_of(pid: int) -> str:
-    """When a process began, so that another one with its number is not taken for it; empty: there is none."""
+def _machine() -> str:
+    """Where process ids mean the same: containers and copies of a machine may share a host name."""
+    facts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        facts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        facts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(facts)
+
+
+def _start_of(pid: Any) -> str:
+    """When a process began, so that another one with its number is not taken for it; empty: there is none, or it has ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        facts = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return "" if facts[0] in "ZX" else facts[19]  # one that ended keeps its number until its parent asks for it
     except (OSError, IndexError):
         return ""
 
@@ -29,27 +40,39 @@ def _start_of(pid: int) -> str:
 class Claims:
     """The claims that this process holds, kept alive by a thread while any is held."""
 
-    def __init__(self) -> None:
-        self._held: set[Path] = set()
+    def __init__(self, stale_s: float = STALE_S) -> None:
+        """`stale_s`: after which one of another machine counts as dead if it has not been renewed."""
+        self._held: dict[Path, str] = {}
         self._lock = threading.Lock()
         self._seen: dict[Path, tuple[int, float]] = {}
         self._thread: threading.Thread | None = None
-        self._me = {"host": socket.gethostname(), "pid": os.getpid(), "start": _start_of(os.getpid())}
+        self._me = {"machine": _machine(), "pid": os.getpid(), "start": _start_of(os.getpid())}
+        self._stale_s, self._beat_s = stale_s, min(BEAT_S, stale_s / 4)
 
     def take(self, path: Path) -> bool:
-        """Claim a part, or take over the claim of somebody who died; False: somebody works on it."""
+        """Claim a part, or take over the claim of somebody who died; False: somebody works on it.
+
+        Raises:
+            OSError: the disk; no claim is left.
+        """
         for _ in range(2):
             try:
                 descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
             except FileExistsError:
-                if not self._is_dead(path):
+                dead = self._dead(path)
+                if dead is None or not self._put_aside(path, dead):
                     return False
-                self._put_aside(path)
                 continue
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(self._me, file)
+            text = json.dumps({**self._me, "id": uuid.uuid4().hex})
+            try:
+                with os.fdopen(descriptor, "w") as file:
+                    file.write(text)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
             with self._lock:
-                self._held.add(path)
+                self._held[path] = text
+            self._seen.pop(path, None)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._beat, daemon=True)
                 self._thread.start()
@@ -57,40 +80,53 @@ class Claims:
         return False
 
     def release(self, path: Path) -> None:
-        """Give a claim back."""
+        """Give a claim back; one that another has taken over meanwhile is left to him."""
         with self._lock:
-            self._held.discard(path)
-        path.unlink(missing_ok=True)
+            text = self._held.pop(path, None)
+        with contextlib.suppress(OSError):
+            if text is not None and path.read_text() == text:
+                path.unlink()
 
     def release_all(self) -> None:
         """Give all back."""
         for path in list(self._held):
             self.release(path)
 
-    def _is_dead(self, path: Path) -> bool:
+    def _dead(self, path: Path) -> bytes | None:
+        """What stands in a claim whose holder died; None: he lives, as far as one can see."""
         try:
-            stamp = path.stat().st_mtime_ns
-            holder = json.loads(path.read_text() or "{}")
-        except (OSError, ValueError):
-            return False  # it goes just now, or is being written; whoever waits looks again
-        if holder.get("host") == self._me["host"]:
-            return _start_of(int(holder.get("pid", 0))) != holder.get("start")
+            with open(path, "rb") as file:  # opened first: a network file system then looks at the time stamp anew
+                stamp, text = os.fstat(file.fileno()).st_mtime_ns, file.read()
+        except OSError:
+            return None  # it goes just now; whoever waits looks again
+        try:
+            holder = json.loads(text)
+        except ValueError:
+            holder = None  # killed, or out of space, while it was written; or it is being written
+        if isinstance(holder, dict) and holder.get("machine") == self._me["machine"]:
+            return text if _start_of(holder.get("pid")) != holder.get("start") else None
         before = self._seen.get(path)
         if before is None or before[0] != stamp:
             self._seen[path] = (stamp, time.monotonic())
-            return False
-        return time.monotonic() - before[1] > STALE_S
+            return None
+        return text if time.monotonic() - before[1] > self._stale_s else None
 
-    def _put_aside(self, path: Path) -> None:
-        """By a rename, which only one of several waiting ones can do."""
-        aside = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:12]}")
-        with contextlib.suppress(FileNotFoundError):
+    def _put_aside(self, path: Path, text: bytes) -> bool:
+        """Away with a dead claim; False: another was quicker, and what stood there was his new one."""
+        aside = path.with_name(f".claim.tmp-{uuid.uuid4().hex[:12]}")
+        try:
             os.rename(path, aside)
-            aside.unlink()
+            is_dead = aside.read_bytes() == text
+            if not is_dead:
+                os.link(aside, path)
+        except (FileNotFoundError, FileExistsError):
+            is_dead = False
+        aside.unlink(missing_ok=True)
+        return is_dead
 
     def _beat(self) -> None:
         while True:
-            time.sleep(BEAT_S)
+            time.sleep(self._beat_s)
             with self._lock:
                 held = list(self._held)
             for path in held:

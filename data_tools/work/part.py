@@ -1,5 +1,6 @@
 """One part of a phase: its outputs, counts, rejects and records appear together when it is done, or not at all."""
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -72,10 +73,13 @@ class PartContext:
 
     def read(self, path: Path) -> Iterator[Line]:
         """Documents of a file; what is none goes to quarantine, what was repaired is counted, progress and hash are kept."""
-        file = _open(path, self.tick)
+        file, before = _open(path, self.tick), _stamp(path)
         for line in read_lines(path, self.reject, self.repaired, file):
             self.record.lines += 1
             yield line
+            del line  # as in read_lines
+        if _stamp(path) != before:
+            raise ShardError(f"{path}: was changed while it was read; run the same command when nobody writes to it any more")
         self.note_input(path, file)
 
     def note_input(self, path: Path, file: InputFile) -> None:
@@ -151,6 +155,14 @@ def _open(path: Path, tick: Tick) -> InputFile:
         raise ShardError(f"{path}: cannot be opened: {error.strerror}; it was there when the stage was planned") from error
 
 
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_size, facts.st_mtime_ns
+
+
 Work = Callable[[PartContext, Any], None]
 """A function of a module, so that other processes find it: (context, shared) -> None. It must be deterministic."""
 
@@ -160,9 +172,34 @@ def do_part(work: Work, context: PartContext, shared: Any, record_path: Path) ->
     try:
         work(context, shared)
         return context.finish(record_path)
+    except (OSError, ShardError) as error:
+        context.discard()
+        record = read_record(context.folder, record_path)  # another, who took us for dead, was quicker and has cleaned up
+        if record is not None:
+            return record
+        if isinstance(error, ShardError | FileNotFoundError):
+            raise
+        raise disk_error(f"{context.folder}: part {context.part.name} of {context.phase}", error) from error
     except BaseException:
         context.discard()
         raise
+
+
+def disk_error(where: str, error: OSError) -> ShardError:
+    """What a disk refused, and what to do."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            remedy = "make room"
+        case errno.EROFS | errno.EACCES | errno.EPERM:
+            remedy = "make it writable, or give another folder"
+        case errno.ENAMETOOLONG:
+            remedy = "shorten the name"
+        case errno.EMFILE | errno.ENFILE:
+            remedy = "allow more open files (ulimit -n)"
+        case _:
+            remedy = "mend that"
+    name = f" ({error.filename})" if error.filename else ""
+    return ShardError(f"{where}: {error.strerror or error}{name}; finished parts stay: {remedy}, and the same command goes on")
 
 
 def read_record(folder: Path, path: Path) -> Record | None:

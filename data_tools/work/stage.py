@@ -11,33 +11,35 @@ The folder of a stage:
 import json
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
-from data_tools.files import remove_temporaries, temporary_name
-from data_tools.work.claims import Claims
+from data_tools.files import hash_of, remove_temporaries, temporary_name
+from data_tools.work.claims import STALE_S, Claims
 from data_tools.work.config import StageConfig, n_processes
 from data_tools.work.counts import Counts, add_counts
-from data_tools.work.part import Part, PartContext, Record, Work, do_part, n_damaged, read_record
-from data_tools.work.pool import Pool, do_in_worker
-from data_tools.work.progress import Progress, say_time
+from data_tools.work.part import Part, Record, Work, disk_error, n_damaged, read_record
+from data_tools.work.phase import Phase
+from data_tools.work.pool import Pool
 from olmo_train.errors import ShardError
 from olmo_train.files import write_atomic
 from olmo_train.schema import to_plain
 
 VERSION = 1
-POLL_S = 0.2
-"""Between two looks at what others do."""
-PACKAGES = ("tokenizers", "gigatoken", "numpy", "numba", "msgspec", "xxhash", "pyarrow", "resiliparse", "trafilatura")
+PACKAGES = (
+    "tokenizers", "gigatoken", "numpy", "numba", "msgspec", "xxhash", "pyarrow", "resiliparse", "trafilatura", "py3langid",
+    "fasttext-predict", "onnxruntime",
+)  # fmt: skip
 """Whose versions a summary tells."""
 
 
@@ -50,7 +52,7 @@ class Plan:
     settings: dict[str, Any]
     """All that decides what is written."""
     inputs: Sequence[Path]
-    """Files that are read; known by path and size."""
+    """Files that are read; known by path and size, and by contents where the time stamp has changed."""
 
 
 def settings_of(config: StageConfig, leave_out: Sequence[str] = ("documents", "output")) -> dict[str, Any]:
@@ -62,44 +64,101 @@ def settings_of(config: StageConfig, leave_out: Sequence[str] = ("documents", "o
 class Stage:
     """One stage, opened by one process. Use as a context manager."""
 
-    def __init__(self, folder: Path, plan: Plan, config: StageConfig) -> None:
-        """Raises:
-        ShardError: another plan was begun in this folder; says how the two differ."""
+    def __init__(self, folder: Path, plan: Plan, config: StageConfig, stale_s: float = STALE_S) -> None:
+        """`stale_s`: see Claims.
+
+        Raises:
+            ShardError: another plan was begun in this folder; says how the two differ. Or the disk refuses to be written.
+        """
         self.folder, self.plan, self.config = folder, plan, config
         self.records: list[Record] = []
         """Of all phases that ran."""
-        self._claims, self._began = Claims(), time.time()
+        self.output_folders: set[Path] = set()
+        """In which they wrote."""
+        self.claims, self._began = Claims(stale_s), time.time()
         self._opened: Pool | None = None
-        folder.mkdir(parents=True, exist_ok=True)
-        self._agree()
+        self._signals: dict[int, Any] = {}
+        self.sizes: dict[str, int] = {}
+        """Bytes of each input when the stage was opened."""
+        self._hashes: dict[str, str] = {}
+        with self._disk("it cannot be begun"):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._agree()
+        self._is_ours = not self.is_finished
 
     # ---- plan and summary ------------------------------------------------------------------------------------------------
 
     def _agree(self) -> None:
         """Write the plan, unless it is there; then compare."""
         path = self.folder / "stage.json"
-        inputs = {str(file): file.stat().st_size for file in self.plan.inputs}
-        mine = {"stage": self.plan.name, "version": VERSION, "settings": self.plan.settings, "inputs": inputs}
+        times = {}
+        for file in self.plan.inputs:
+            try:
+                facts = file.stat()
+            except OSError as error:
+                raise ShardError(f"{file}: cannot be read: {error.strerror}; it was there a moment ago") from None
+            self.sizes[str(file)], times[str(file)] = facts.st_size, facts.st_mtime_ns
+        mine = {"stage": self.plan.name, "version": VERSION, "settings": self.plan.settings, "inputs": self.sizes}
         if not path.exists():
             temporary = temporary_name(path)
-            temporary.write_text(json.dumps(mine, indent=1) + "\n")
             try:
+                temporary.write_text(json.dumps({**mine, "modified": times}, indent=1) + "\n")
                 os.link(temporary, path)  # unlike a rename, not over the plan of another task
             except FileExistsError:
                 pass
             finally:
-                temporary.unlink()
+                temporary.unlink(missing_ok=True)
         try:
             theirs = json.loads(path.read_text())
-        except ValueError as error:
+            before = theirs.pop("modified", times)
+        except (ValueError, AttributeError) as error:
             raise ShardError(f"{path}: cannot be read: {error}; remove {self.folder} to begin anew") from None
         differences = _differences(theirs, json.loads(json.dumps(mine)))
+        if not differences:
+            differences = self._changed([name for name in times if before.get(name) != times[name]])
         if differences:
             raise ShardError(
                 f"{self.folder}: was begun by another plan: {'; '.join(differences[:5])}"
                 f"{f'; and {len(differences) - 5} more' if len(differences) > 5 else ''}; give the same, another output, "
                 "or remove it"
             )
+
+    def _changed(self, names: Sequence[str]) -> list[str]:
+        """Of inputs of the same size but another time: those that a part has read when they held something else."""
+        if not names:
+            return []
+        read: dict[str, str] = {}
+        for path in (self.folder / "parts").glob("*/*.json"):
+            record = read_record(self.folder, path)
+            entries = record.inputs if record else {}
+            read.update({n: entry["xxh3_128"] for n, entry in entries.items() if entry["bytes"] == self.sizes.get(n)})
+        return [f"{name} was read with other contents" for name in names if name in read and hash_of(Path(name)) != read[name]]
+
+    def note_inputs(self, record: Record, path: Path) -> None:
+        """Raises:
+        ShardError: an input is not what it was when the stage was opened, or when another phase read it. `path`, the record, is
+        removed."""
+        for name, entry in record.inputs.items():
+            planned = self.sizes.get(name)
+            if planned is None or n_damaged(record):
+                continue
+            if entry["bytes"] != planned and Path(name).stat().st_size != planned:
+                told = f"had {planned:,} bytes when the stage was planned, and {entry['bytes']:,} when it was read"
+            elif entry["bytes"] == planned and self._hashes.setdefault(name, entry["xxh3_128"]) != entry["xxh3_128"]:
+                told = "was read twice with different contents"
+            else:
+                continue
+            path.unlink(missing_ok=True)
+            raise ShardError(f"{name}: {told}; bring it back, or remove {self.folder} and begin anew")
+
+    @contextmanager
+    def _disk(self, told: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise disk_error(f"{self.folder}: {told}", error) from error
 
     @property
     def is_finished(self) -> bool:
@@ -133,11 +192,27 @@ class Stage:
             "seconds": round(time.time() - self._began, 1),
             "versions": _versions(),
         }
-        for folder in {(self.folder / name).parent for record in self.records for name in record.outputs}:
-            remove_temporaries(folder)
-        write_atomic(self.folder / "summary.json", (json.dumps(values, indent=1) + "\n").encode())
+        with self._disk("the summary cannot be written"):
+            self._remove_leftovers()
+            try:
+                write_atomic(self.folder / "summary.json", (json.dumps(values, indent=1) + "\n").encode())
+            except FileNotFoundError:
+                if not self.is_finished:  # by another task, which then cleaned up
+                    raise
+            self._is_ours = False
+            remove_temporaries(self.folder)
         self.clean(remove)
         return values
+
+    def _remove_leftovers(self) -> None:
+        """Of processes that were killed."""
+        records = [path for path in (self.folder / "parts").iterdir() if path.is_dir()] if self.records else []
+        for folder in self.output_folders.union(records) - {self.folder}:  # there another task may just write its summary
+            with suppress(FileNotFoundError):
+                remove_temporaries(folder)
+        for folder in records:
+            for claim in folder.glob("*.claim"):
+                claim.unlink(missing_ok=True)
 
     def clean(self, names: Sequence[str]) -> None:
         """Remove folders and files of the stage that nobody needs any more."""
@@ -180,15 +255,16 @@ class Stage:
         Raises:
             ShardError: what `work` raised, a process was killed, or the limits are exceeded; finished parts stay.
         """
-        records = _Phase(self, phase, parts, work, shared).run()
+        with self._disk(phase):
+            records = Phase(self, phase, parts, work, shared).run()
         self.records += records
         self.check_limits()
         return records
 
     @property
-    def claims(self) -> Claims:
-        """Of this process."""
-        return self._claims
+    def name(self) -> str:
+        """Of the plan."""
+        return self.plan.name
 
     @cached_property
     def n_processes(self) -> int:
@@ -202,141 +278,37 @@ class Stage:
         return self._opened
 
     def __enter__(self) -> "Stage":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) == signal.SIG_DFL:
+                    self._signals[number] = signal.signal(number, _end)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._opened is not None:
-            self._opened.close(at_once=kind is not None)
-        self._claims.release_all()
+        if error is not None and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                self._signals[number] = signal.signal(number, signal.SIG_IGN) or self._signals.get(number, signal.SIG_DFL)
+        try:
+            if self._opened is not None:
+                self._opened.close(at_once=kind is not None)
+            self.claims.release_all()
+        finally:
+            for number, before in self._signals.items():
+                signal.signal(number, signal.SIG_DFL if before == _end else before)
+        if isinstance(error, KeyboardInterrupt | _Ended):
+            print(f"{self.plan.name}: interrupted; the same command goes on where it ended", file=sys.stderr)
+            raise SystemExit(error.code if isinstance(error, _Ended) else 128 + signal.SIGINT) from None
+        if isinstance(error, OSError | ShardError) and self._is_ours and self.is_finished:
+            print(f"{self.folder}: was finished meanwhile by another task", file=sys.stderr)
+            raise SystemExit(0) from None
 
 
-class _Phase:
-    """One phase, seen from one process."""
+class _Ended(SystemExit):
+    """A signal asked this process to end."""
 
-    def __init__(self, stage: Stage, name: str, parts: Sequence[Part], work: Work, shared: Any) -> None:
-        self.stage, self.name, self.parts, self.work, self.shared = stage, name, parts, work, shared
-        self.folder = stage.folder / "parts" / name
-        self.done: dict[str, Record] = {}
-        self.flying: dict[Future[Record], Part] = {}
-        self.elsewhere = self.here = 0
-        assert len({part.name for part in parts}) == len(parts), f"{name}: parts of one name"
 
-    def run(self) -> list[Record]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        todo = self._left(list(self.parts))
-        config, began = self.stage.config, time.monotonic()
-        todo.sort(key=lambda part: -part.size)  # the longest first, so that all processes end about together
-        first = len(todo) * (config.task or 0) // config.n_tasks
-        todo = todo[first:] + todo[:first]  # tasks begin at different places, and so rarely ask for the same part
-        self.pool = self.stage.pool() if self.stage.n_processes > 1 and len(todo) > 1 else None
-        self.before = self.pool.bytes_done() if self.pool else 0
-        total = sum(part.size for part in self.parts)
-        name = f"{self.stage.plan.name} {self.name}"
-        with Progress(name, len(self.parts), total, self._standing) as progress:
-            while todo or self.flying:
-                todo = self._take(todo)
-                self._wait(bool(todo))
-                todo = self._left(todo)
-            line = progress.line()
-        if self.here or self.flying:
-            print(f"{line}, {say_time(time.monotonic() - began)}", file=sys.stderr)
-        return [self.done[part.name] for part in self.parts]
-
-    def _standing(self) -> tuple[int, int]:
-        pooled = self.pool.bytes_done() - self.before if self.pool else 0
-        return len(self.done), self.elsewhere + self.here + pooled
-
-    def _record_path(self, part: Part) -> Path:
-        return self.folder / f"{part.name}.json"
-
-    def _left(self, parts: list[Part]) -> list[Part]:
-        """Parts without a record; those that others did are noted."""
-        there = set(os.listdir(self.folder))
-        left = []
-        for part in parts:
-            record = read_record(self.stage.folder, self._record_path(part)) if f"{part.name}.json" in there else None
-            if record is None:
-                left.append(part)
-            else:
-                self._note(part, record)
-                self.elsewhere += part.size
-        return left
-
-    def _note(self, part: Part, record: Record) -> None:
-        self.done[part.name] = record
-        damaged = sum(n_damaged(each) for each in [*self.stage.records, *self.done.values()])
-        if damaged > self.stage.config.max_damaged_files:
-            self.stage.records += self.done.values()
-            self.stage.check_limits()  # at once: a day of work for a result that nobody takes helps nobody
-
-    def _take(self, todo: list[Part]) -> list[Part]:
-        """Claim parts and begin them, as many as there are processes; returns the rest."""
-        room = self.pool.processes - len(self.flying) if self.pool else 1
-        rest = []
-        for part in todo:
-            claim = self.folder / f"{part.name}.claim"
-            if room and self.stage.claims.take(claim):
-                record = read_record(self.stage.folder, self._record_path(part))  # done since we looked
-                if record is not None:
-                    self.stage.claims.release(claim)
-                    self._note(part, record)
-                    self.elsewhere += part.size
-                    continue
-                room -= 1
-                self._begin(part, claim)
-            else:
-                rest.append(part)
-        return rest
-
-    def _begin(self, part: Part, claim: Path) -> None:
-        arguments = (
-            self.work,
-            self.stage.folder,
-            self.name,
-            part,
-            self.stage.config.memory_mb,
-            self.shared,
-            self._record_path(part),
-        )
-        if self.pool is not None:
-            try:
-                self.flying[self.pool.submit(do_in_worker, *arguments)] = part
-            except BrokenProcessPool:
-                self._killed()
-            return
-        context = PartContext(self.stage.folder, self.name, part, self._tick, self.stage.config.memory_mb)
-        record = do_part(self.work, context, self.shared, self._record_path(part))
-        self.stage.claims.release(claim)
-        self._note(part, record)
-
-    def _tick(self, size: int) -> None:
-        self.here += size
-
-    def _wait(self, is_more: bool) -> None:
-        """For a part of ours; or, where others have the rest, for them."""
-        if self.flying:
-            finished, _ = wait(self.flying, timeout=POLL_S * 5, return_when=FIRST_COMPLETED)
-            for future in finished:
-                part = self.flying.pop(future)
-                try:
-                    record = future.result()
-                except BrokenProcessPool:
-                    self._killed()
-                self.stage.claims.release(self.folder / f"{part.name}.claim")
-                self._note(part, record)
-        elif (is_more and self.pool is not None) or (is_more and not self._is_any_free()):
-            time.sleep(POLL_S)
-
-    def _is_any_free(self) -> bool:
-        """Without a pool parts are done where they are taken, and the next is taken at once."""
-        return any(not (self.folder / f"{part.name}.claim").exists() for part in self.parts if part.name not in self.done)
-
-    def _killed(self) -> None:
-        config = self.stage.config
-        raise ShardError(
-            f"{self.stage.folder}: a process was killed, for want of memory perhaps; finished parts stay, the same command goes "
-            f"on: give fewer processes (now {self.stage.n_processes}) or less memory_mb (now {config.memory_mb})"
-        ) from None
+def _end(number: int, _: Any) -> NoReturn:
+    raise _Ended(128 + number)
 
 
 def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -6,6 +6,7 @@ checksums stand in the manifest (manifest.py).
 """
 
 import hashlib
+import io
 import os
 import shutil
 import zlib
@@ -25,6 +26,7 @@ from olmo_train.data.manifest import (
     write_manifest,
 )
 from olmo_train.errors import ShardError
+from olmo_train.files import write_atomic
 
 
 def dtype_for(vocab_size: int) -> str:
@@ -252,17 +254,23 @@ class ShardWriter:
         self._entries.sort(key=lambda entry: entry.path)
         o = self.options
         manifest = Manifest(o.dtype, o.vocab_size, o.eos_id, o.heldout_frac, files=self._entries)
-        if tokenizer is not None:
-            shutil.copyfile(tokenizer, self._work / "tokenizer.json")
-            manifest.tokenizer = "tokenizer.json"
-            manifest.tokenizer_sha256 = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
-        if token_bytes is not None:
-            manifest.token_bytes = "index/token_bytes.idx"
-            with open(self._work / manifest.token_bytes, "wb") as file:
-                np.save(file, token_bytes.astype(np.uint16 if token_bytes.max(initial=0) < 2**16 else np.uint32))
-        write_manifest(self._work, manifest)
+        finish_corpus(self._work, manifest, tokenizer, token_bytes)
         os.rename(self._work, self.folder)
         return manifest
+
+
+def finish_corpus(folder: Path, manifest: Manifest, tokenizer: Path | None, token_bytes: np.ndarray | None) -> None:
+    """Put the tokenizer and the table of its ids' bytes beside the token files, then write the manifest."""
+    if tokenizer is not None:
+        data = tokenizer.read_bytes()
+        write_atomic(folder / "tokenizer.json", data)
+        manifest.tokenizer, manifest.tokenizer_sha256 = "tokenizer.json", hashlib.sha256(data).hexdigest()
+    if token_bytes is not None:
+        manifest.token_bytes = "index/token_bytes.idx"
+        table = io.BytesIO()
+        np.save(table, token_bytes.astype(np.uint16 if token_bytes.max(initial=0) < 2**16 else np.uint32))
+        write_atomic(folder / manifest.token_bytes, table.getvalue())
+    write_manifest(folder, manifest)
 
 
 class _OpenFile:

@@ -3,11 +3,13 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from data_tools.documents import read_documents, write_documents
+from data_tools.files import InputFile, lines
 from data_tools.tokenize import command as tokenize_corpus
 from olmo_train.data.document_index import is_heldout
 from olmo_train.data.shards import Corpus
@@ -24,7 +26,19 @@ def ids_in_order(shards: Path) -> list[str]:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """All but the summary, which says how long it took."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "summary.json"]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def summary_of(output: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((output / "stages/tokenize/summary.json").read_text())
+    return values
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    """Of quarantine or dropped."""
+    return [json.loads(line) for path in sorted(folder.iterdir()) for line in lines(path, InputFile(path))]
 
 
 # ---- what is in the shards -------------------------------------------------------------------------------------------------
@@ -45,7 +59,7 @@ def test_ids_decode_to_the_text_of_each_document(text_shards: Path, documents: P
             assert ids.count(tokenizer.eos_id) == 1  # though texts spell it out
             assert ids[-1] == tokenizer.eos_id
             assert tokenizer.decode(ids[:-1]) == document.text
-            assert (row.src, row.loc) == (str(documents), document.line)
+            assert (row.src, row.loc) == (f"{documents.parent.name}/{documents.name}", document.line)
             assert file.entry.source == document.source
     assert wanted == {}
 
@@ -100,45 +114,47 @@ def test_a_table_of_sources_is_printed(
     ]
 
 
-def test_an_empty_document_is_its_end_of_text(tokenizer: Path, tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "x.jsonl", [{"id": str(i), "text": "", "source": "s"} for i in range(3)])
+def test_an_empty_document_is_left_out_and_told(tokenizer: Path, tmp_path: Path) -> None:
+    texts = ["", "x", ""]
+    path = write_lines(tmp_path / "x.jsonl", [{"id": str(i), "text": text, "source": "s"} for i, text in enumerate(texts)])
     (file,) = Corpus(tokenize(path, tokenizer, tmp_path / "x")).files
-    assert file.read(0, file.entry.tokens).tolist() == [Tokenizer(tokenizer).eos_id] * 3
-    assert (file.entry.documents, file.entry.text_bytes) == (3, 0)
+    assert [file.index.row(0).id, file.entry.documents] == ["1", 1]
+    dropped = lines_of(tmp_path / "x/stages/tokenize/dropped")
+    assert [(d["id"], d["reason"], d["path"], d["line"]) for d in dropped] == [(i, "empty", str(path), int(i) + 1) for i in "02"]
+    assert summary_of(tmp_path / "x")["totals"]["dropped_empty"] == 2
 
 
 def test_half_a_surrogate_pair_stops_nothing(tokenizer: Path, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "x.jsonl", [{"id": "1", "text": "a\ud800b", "source": "s"}])
     (file,) = Corpus(tokenize(path, tokenizer, tmp_path / "x")).files
-    assert Tokenizer(tokenizer).decode(file.read(0, file.entry.tokens)) == f"a?b{END_OF_TEXT}"
-    assert file.entry.text_bytes == 3
+    assert Tokenizer(tokenizer).decode(file.read(0, file.entry.tokens)) == f"a\ufffdb{END_OF_TEXT}"
+    assert file.entry.text_bytes == 5
+    assert summary_of(tmp_path / "x")["repaired"] == {"surrogate": 1}
 
 
 # ---- order -----------------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_buffer_documents_keep_their_order_across_files_and_batches(
-    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tokenize_corpus, "BATCH", 7)
+def test_order_input_keeps_that_of_files_and_lines(tokenizer: Path, tmp_path: Path) -> None:
     for name, seed in (("1.jsonl", 1), ("2.jsonl", 2)):
         write_lines(tmp_path / "in" / name, [d | {"id": f"{name}:{d['id']}"} for d in make_documents(30, ("s",), seed)])
     order = [d.id for name in ("1.jsonl", "2.jsonl") for d in read_documents(tmp_path / "in" / name)]
-    assert ids_in_order(tokenize(tmp_path / "in", tokenizer, tmp_path / "x", "shuffle_buffer=0")) == order
+    assert ids_in_order(tokenize(tmp_path / "in", tokenizer, tmp_path / "x", "order=input", "max_tokens_per_file=900")) == order
 
 
-def test_the_shuffle_stays_within_its_buffer_and_follows_the_seed(tokenizer: Path, tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "x.jsonl", make_documents(50, ("s",)))
-    order = [d.id for d in read_documents(path)]
-    shuffled = {
-        seed: ids_in_order(tokenize(path, tokenizer, tmp_path / str(seed), "shuffle_buffer=20", f"seed={seed}"))
-        for seed in (0, 1)
-    }
+def test_the_shuffle_is_of_the_whole_source_and_follows_seed_and_ids_alone(tokenizer: Path, tmp_path: Path) -> None:
+    documents = make_documents(200, ("s",))
+    path = write_lines(tmp_path / "x.jsonl", documents)
+    order = [d["id"] for d in documents]
+    shuffled = {seed: ids_in_order(tokenize(path, tokenizer, tmp_path / str(seed), f"seed={seed}")) for seed in (0, 1)}
     for ids in shuffled.values():
-        for start in (0, 20, 40):
-            assert set(ids[start : start + 20]) == set(order[start : start + 20])
-            assert ids[start : start + 20] != order[start : start + 20]
+        assert sorted(ids) == sorted(order)
+        places = np.array([order.index(each) for each in ids])
+        assert abs(float(np.corrcoef(places, np.arange(200))[0, 1])) < 0.25
     assert shuffled[0] != shuffled[1]
+    write_lines(tmp_path / "in/2.jsonl", documents[:77][::-1])
+    write_lines(tmp_path / "in/1.jsonl", documents[77:])
+    assert ids_in_order(tokenize(tmp_path / "in", tokenizer, tmp_path / "other", "seed=1")) == shuffled[1]
 
 
 # ---- sources ---------------------------------------------------------------------------------------------------------------
@@ -152,18 +168,44 @@ def test_one_id_may_stand_in_two_sources(tokenizer: Path, tmp_path: Path) -> Non
     assert corpus.verify("full") == []
 
 
-@pytest.mark.parametrize("source", ["", ".", "..", "../evil", "/evil", "a/../b", "a//b", "a/", ".hidden", "a\0b", "-a"])
-def test_a_source_that_leads_elsewhere_is_refused(
-    tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str
-) -> None:
+EVIL = [
+    "",
+    ".",
+    "..",
+    "../evil",
+    "/evil",
+    "a/../b",
+    "a//b",
+    "a/",
+    ".hidden",
+    "a\0b",
+    "-a",
+    "stages/x",
+    "part-00000.npy",
+    "é" * 101,
+]
+
+
+def test_sources_that_lead_elsewhere_are_rejected(tokenizer: Path, tmp_path: Path) -> None:
     folder = tmp_path / "there"
-    path = write_lines(folder / "x.jsonl", [{"id": "1", "text": "x", "source": "ok"}, {"id": "2", "text": "x", "source": source}])
-    message = refuse(path, tokenizer, folder / "out", capsys)
-    assert message == (
-        f"{path}: line 2: source={source!r} cannot name a folder of the output; it takes words that start with a letter or "
-        "digit, with slashes between"
+    bad = [{"id": str(i), "text": "x", "source": source} for i, source in enumerate(EVIL)]
+    path = write_lines(folder / "x.jsonl", [*bad, {"id": "good", "text": "x", "source": "ok"}])
+    output = tokenize(path, tokenizer, folder / "out", "max_rejected_frac=1")
+    told = lines_of(output / "stages/tokenize/quarantine")
+    assert [(q["reason"], q["line"]) for q in told] == [("bad_source", i + 1) for i in range(len(EVIL))]
+    assert told[3]["detail"] == (
+        "source='../evil' cannot name a folder of the output; it takes words that start with a letter or digit, with slashes "
+        "between"
     )
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["there", "x.jsonl"]
+    assert (
+        told[11]["detail"] == "source='stages/x' cannot name a folder of the output; the output has this name for something else"
+    )
+    assert told[13]["detail"].endswith("; names of folders have at most 200 bytes")
+    assert json.loads(told[3]["raw"])["source"] == "../evil"
+    assert Corpus(output).manifest.sources == ["ok"]
+    assert sorted(p.name for p in output.iterdir()) == ["index", "manifest.json", "ok", "stages", "tokenizer.json"]
+    assert sorted(p.name for p in folder.iterdir()) == ["out", "x.jsonl"]
+    assert summary_of(output)["lines"] == len(EVIL) + 1
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------------
@@ -174,62 +216,81 @@ def refuse(path: Path, tokenizer: Path, output: Path, capsys: pytest.CaptureFixt
     return refusal(tokenize_corpus.main, argv, capsys)
 
 
-def test_an_id_that_stands_twice_is_named_and_nothing_is_left(
-    tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("order", ["shuffle", "input"])
+def test_an_id_that_stands_twice_is_rejected_where_it_stands_later(
+    tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], order: str
 ) -> None:
     one: Values = {"id": "same", "text": "x", "source": "s"}
-    write_lines(tmp_path / "in/1.jsonl", [one, one | {"id": "other"}])
+    first = write_lines(tmp_path / "in/1.jsonl", [one | {"id": "other"}, one])
     second = write_lines(tmp_path / "in/2.jsonl", [one | {"source": "t"}, one | {"text": "y"}])
-    message = refuse(tmp_path / "in", tokenizer, tmp_path / "x", capsys)
-    assert message == f"{second}: line 2: id 'same' stands twice in source 's'; ids must be unique"
-    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+    message = refuse(tmp_path / "in", tokenizer, tmp_path / "x", capsys, f"order={order}")
+    assert message.startswith(
+        "tokenize: 1 of 4 lines are no documents (duplicate_id 1), more than max_rejected_frac=0.001; each with place and reason "
+    )
+    assert not (tmp_path / "x/manifest.json").exists()
+    with pytest.raises(ShardError, match="does not exist; write it with"):
+        Corpus(tmp_path / "x")
+    output = tokenize(tmp_path / "in", tokenizer, tmp_path / "x", f"order={order}", "max_rejected_frac=0.3")
+    (told,) = lines_of(output / "stages/tokenize/quarantine")
+    assert (told["path"], told["line"]) == (str(second), 2)
+    assert told["detail"] == f"id 'same' stands twice in source 's', first in {first}: line 2; ids must be unique"
+    corpus = Corpus(output)
+    assert sorted(ids_in_order(output)) == ["other", "same", "same"]
+    ((number, ordinal),) = [at for at in corpus.find_document("same") if corpus.files[at[0]].entry.source == "s"]
+    row = corpus.files[number].index.row(ordinal)
+    assert (row.src, row.loc) == ("in/1.jsonl", 2)
 
 
-def test_an_output_that_exists_is_never_touched(
+def test_an_output_that_holds_something_else_is_never_touched(
     documents: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "x").mkdir()
+    (tmp_path / "x/mine").touch()
     message = refuse(documents, tokenizer, tmp_path / "x", capsys)
     assert message == (f"output={tmp_path / 'x'} exists already; shards are never overwritten: remove it or give another folder")
-    assert list((tmp_path / "x").iterdir()) == []
+    assert [p.name for p in (tmp_path / "x").iterdir()] == ["mine"]
 
 
-@pytest.mark.parametrize("text", [None, 7, ["x"], {"x": 1}])
-def test_text_that_is_no_string_is_named_and_nothing_is_left(
-    tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: object
+def test_another_tokenizer_or_seed_is_refused_in_the_same_folder(
+    documents: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good = {"id": "1", "text": "x", "source": "s"}
-    path = write_lines(tmp_path / "x.jsonl", [good, good | {"id": "2", "text": text}])
-    message = refuse(path, tokenizer, tmp_path / "x", capsys, "shuffle_buffer=0")
-    assert message == f"{path}: line 2: text={text!r} must be a string; Dolma requires id, text and source"
-    assert [p.name for p in tmp_path.iterdir()] == ["x.jsonl"]
+    output = tokenize(documents, tokenizer, tmp_path / "x")
+    before = files_of(output)
+    message = refuse(documents, tokenizer, output, capsys, "seed=7", "heldout_frac=0.5")
+    assert "was begun by another plan: settings.heldout_frac was 0.02, now 0.5; settings.seed was 0, now 7; give" in message
+    tokenize(documents, tokenizer, output)  # the same one is finished
+    assert capsys.readouterr().err == f"{output}: finished before\n"
+    assert files_of(output) == before
 
 
-def test_documents_that_are_cut_short_leave_nothing(documents: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_documents_that_are_cut_short_fail_and_go_on_where_allowed(documents: Path, tokenizer: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl.gz"
     write_documents(path, read_documents(documents))
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ShardError, match=rf"{path}: damaged after line \d+: Compressed file ended"):
+    with pytest.raises(ShardError, match="tokenize: 1 damaged files, max_damaged_files=0"):
         tokenize(path, tokenizer, tmp_path / "x")
-    assert [p.name for p in tmp_path.iterdir()] == ["x.jsonl.gz"]
+    assert not (tmp_path / "x/manifest.json").exists()
+    output = tokenize(path, tokenizer, tmp_path / "x", "max_damaged_files=1", "max_rejected_frac=0.1")
+    assert 0 < len(ids_in_order(output)) < N_DOCUMENTS
 
 
 def test_files_without_a_document_are_an_error(tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [tmp_path / "in" / name for name in ("1.jsonl", "2.jsonl")]
     for path in paths:
         write_lines(path, [])
-    assert refuse(tmp_path / "in", tokenizer, tmp_path / "x", capsys) == f"documents: {paths[0]}, {paths[1]} hold no document"
-    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+    assert refuse(tmp_path / "in", tokenizer, tmp_path / "x", capsys).endswith(f"documents: {tmp_path / 'in'} hold no document")
+    assert not (tmp_path / "x/manifest.json").exists()
 
 
 def test_bad_values_are_refused_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["tokenizer=t.json", f"output={tmp_path}", "heldout_frac=1", "max_tokens_per_file=0", "shuffle_buffer=-1"]
+    (tmp_path / "mine").touch()
+    argv = ["tokenizer=t.json", f"output={tmp_path}", "heldout_frac=1", "max_tokens_per_file=0", "seed=-1"]
     message = refusal(tokenize_corpus.main, argv, capsys)
     for line in (
         "documents is empty; give files, folders or globs of Dolma documents",
         "heldout_frac=1.0 is not in [0, 1)",
         "max_tokens_per_file=0 must be positive",
-        "shuffle_buffer=-1 must not be negative; 0 keeps the order",
+        "seed=-1 is not in 0 .. 2**64 - 1",
         f"output={tmp_path} exists already",
     ):
         assert line in message

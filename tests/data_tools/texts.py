@@ -1,6 +1,7 @@
 """Documents for tests of the data tools: text with every length of UTF-8 character, as Dolma's JSON lines."""
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,11 @@ def tokenize(documents: Path, tokenizer: Path, output: Path, *overrides: str) ->
 
 
 def refusal(main: Callable[[list[str]], None], argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run a verb that must end in the exit status of input errors; return its one message, without `error: `."""
+    """Run a verb that must end in the exit status of input errors; return its one message, without `error: ` and progress."""
     capsys.readouterr()
     assert run_command(main, argv) == EXIT_USAGE
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("error: ")
-    return printed.err.removeprefix("error: ").removesuffix("\n")
+    *progress, message = re.split(r"^error: ", printed.err, maxsplit=1, flags=re.MULTILINE)
+    assert all(re.match(r"\w+ \w+: [\d,]+ of [\d,]+ parts, ", line) for each in progress for line in each.splitlines())
+    return message.removesuffix("\n")
