@@ -54,13 +54,15 @@ class DocumentFile:
 
 
 def find_document_files(patterns: list[str]) -> list[DocumentFile]:
-    """Files that the patterns name (see find_files), with their datasets.
+    """Files that the patterns name (see find_files), with their datasets; without what stages wrote beside documents.
 
     Raises:
         ShardError: a pattern matches nothing, a file is given twice, or has a name that is not UTF-8.
     """
     found: dict[str, Path] = {}
     for path in find_files(patterns):
+        if _is_made(path):
+            continue
         try:
             str(path).encode()
         except UnicodeEncodeError:
@@ -68,7 +70,23 @@ def find_document_files(patterns: list[str]) -> list[DocumentFile]:
         first = found.setdefault(os.path.realpath(path), path)
         if first is not path:
             raise ShardError(f"documents: {first} and {path} are the same file; give it once")
+    if not found:
+        raise ShardError(f"documents: {', '.join(patterns)} hold attributes and records of stages, but no documents")
     return [_place(path) for path in found.values()]
+
+
+def _is_made(path: Path) -> bool:
+    """Whether a stage wrote it into a folder of documents that has no `documents/`: else the next stage would read it as such."""
+    parts = path.parts
+    for i in range(len(parts) - 3, -1, -1):
+        if parts[i] == "documents":
+            return False
+        above = Path(*parts[:i])
+        if parts[i] == "attributes" and Path(above, *parts[i + 2 :]).is_file():
+            return True
+        if parts[i] == "stages" and Path(above, *parts[i : i + 2], "stage.json").is_file():
+            return True
+    return False
 
 
 def _place(path: Path) -> DocumentFile:
@@ -90,7 +108,7 @@ def part_names(files: list[DocumentFile]) -> list[str]:
     return [
         name
         if times[name] == 1 and len(name.encode()) <= MOST_PART_NAME
-        else f"{shortened(name, MOST_PART_NAME)}~{xxhash.xxh3_64_hexdigest(f'{file.dataset}/{file.name}')}"
+        else f"{shortened(name, MOST_PART_NAME)}~{xxhash.xxh3_64_hexdigest(f'{file.dataset}/{file.name}'.encode())}"
         for name, file in zip(names, files, strict=True)
     ]
 
@@ -98,6 +116,17 @@ def part_names(files: list[DocumentFile]) -> list[str]:
 def stage_folder(files: list[DocumentFile], stage: str) -> Path:
     """Where a stage that writes attributes keeps its records: in the first dataset."""
     return Path(files[0].dataset, "stages", stage)
+
+
+def output_problems(output: str, patterns: Sequence[str]) -> list[str]:
+    """What is wrong with a folder to write into: in one that is read, its files would be read as well at the next start."""
+    target, problems = os.path.realpath(output), []
+    for pattern in dict.fromkeys(patterns):
+        inner = Path(pattern, "documents")
+        folder = inner if inner.is_dir() else Path(pattern)
+        if folder.is_dir() and Path(target).is_relative_to(os.path.realpath(folder)):
+            problems.append(f"output={output} lies in {folder}, which is read; give a folder elsewhere")
+    return problems
 
 
 # ---- attributes --------------------------------------------------------------------------------------------------------------

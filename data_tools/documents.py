@@ -111,11 +111,16 @@ class Line:
 
     def values(self) -> dict[str, Any]:
         """Every field, as JSON has them; numbers beyond float64 as their text."""
-        try:
-            found: dict[str, Any] = msgspec.json.decode(self.raw)
-        except msgspec.ValidationError:
-            found = json.loads(self.raw, parse_int=_number, parse_float=_number)
-        return found
+        return values_of(self.raw)
+
+
+def values_of(raw: bytes | bytearray) -> dict[str, Any]:
+    """`Line.values` of a line as it stands. msgspec alone raises ValidationError at a number beyond float64."""
+    try:
+        found: dict[str, Any] = msgspec.json.decode(raw)
+    except msgspec.ValidationError:
+        found = json.loads(raw, parse_int=_number, parse_float=_number)
+    return found
 
 
 def _number(digits: str) -> int | float | str:

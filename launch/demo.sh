@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job, from nothing, on a laptop: each command below is one you can run yourself.
-# Text of this machine -> documents -> tokenizer -> shards -> a small mixture of experts on 2 FSDP ranks, stopped and resumed.
+# Text of this machine -> documents -> filters -> tokenizer -> shards -> a small mixture of experts on 2 FSDP ranks, stopped and resumed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,16 +9,23 @@ run() { printf '\033[2m$ %s\033[0m\n' "$*"; "$@"; }
 
 began=$SECONDS
 run_name=${1:-demo}
-rm -rf corpus/demo shards/demo "runs/$run_name" "releases/$run_name"
+rm -rf corpus/demo corpus/demo_mixed shards/demo "runs/$run_name" "releases/$run_name"
 
 say "Real text that every machine has: Python's own sources, the documentation of the installed packages"
 run olmo data gather folder=corpus/demo
 
-say "A byte-level BPE tokenizer learned from it"
-run olmo data tokenizer 'documents=[corpus/demo/documents]' output=corpus/demo/tokenizer.json vocab_size=4096
+say "What is wrong with each document, and which are nearly the same: attributes beside the documents"
+run olmo data tag 'documents=[corpus/demo]' name=quality 'taggers=[gopher]'
+run olmo data dedupe 'documents=[corpus/demo]' name=near by=minhash
+
+say "The documents that go on; why the others do not is kept"
+run olmo data mix output=corpus/demo_mixed 'sources.text={documents: [corpus/demo], attributes: [quality, near], drop: {near_duplicate: "near__minhash__duplicate >= 1", short: "gopher__word_count < 20"}}'
+
+say "A byte-level BPE tokenizer learned from them"
+run olmo data tokenizer 'documents=[corpus/demo_mixed]' output=corpus/demo/tokenizer.json vocab_size=4096
 
 say "Token shards with a manifest; every twentieth document is held out, chosen by its id"
-run olmo data tokenize 'documents=[corpus/demo/documents]' tokenizer=corpus/demo/tokenizer.json output=shards/demo heldout_frac=0.05
+run olmo data tokenize 'documents=[corpus/demo_mixed]' tokenizer=corpus/demo/tokenizer.json output=shards/demo heldout_frac=0.05
 
 train=(olmo launch local --ranks 2 "run_name=$run_name" experiment=demo)
 
@@ -48,7 +55,7 @@ run olmo checkpoints curve "runs/$run_name" --tokens-per-source 4096 --text "$pr
 printf 'tables: runs/%s/curve.txt   figures and page: runs/%s/inspect/report.html\n' "$run_name" "$run_name"
 
 say "An index of the shards: every span of every document, found in milliseconds"
-run olmo trace index shards=shards/demo 'documents=[corpus/demo/documents]'
+run olmo trace index shards=shards/demo 'documents=[corpus/demo_mixed]'
 
 say "A generated sample led back to the documents it repeats, and to the steps that saw them"
 olmo generate "runs/$run_name" --prompt "$prompt" --max-tokens 80 --seed 1 --no-stream >"runs/$run_name/sample.txt"

@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from data_tools.documents import values_of
 from data_tools.trace.metadata import URL_KEYS, url_of
 
 PORTS = {"http": 80, "https": 443}
@@ -19,9 +20,12 @@ _decode = msgspec.json.Decoder(_Fields).decode
 
 def url_in(raw: bytes | bytearray, document_id: str) -> str | None:
     """The normal form of a document's address, from its line of JSON; None: it has none."""
-    fields: Any = _decode(raw)
-    values = {key: getattr(fields, f"url_{i}") for i, key in enumerate(URL_KEYS)}
-    url = url_of({**values, "metadata": fields.metadata}, document_id)
+    try:
+        fields: Any = _decode(raw)
+        values = {key: getattr(fields, f"url_{i}") for i, key in enumerate(URL_KEYS)} | {"metadata": fields.metadata}
+    except msgspec.ValidationError:
+        values = values_of(raw)
+    url = url_of(values, document_id)
     return None if url is None else normalize_url(url)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_tools.datasets import output_problems
 from data_tools.ingest.config import IngestConfig, Kind, Per, SourceConfig, ingest_problems
 from data_tools.ingest.inputs import Input, find_inputs
 from data_tools.ingest.jsonl import read_jsonl
@@ -27,8 +28,16 @@ from olmo_train.schema import load_config
 
 def main(argv: list[str]) -> None:
     """Ingest, and print a table of sources."""
-    summary = ingest(load_config("ingest", IngestConfig, argv, ingest_problems))
+    summary = ingest(load_config("ingest", IngestConfig, argv, _problems))
     print_table(summary)
+
+
+def _problems(config: IngestConfig) -> list[str]:
+    problems = ingest_problems(config)
+    output = Path(config.output)
+    if (output / "documents").exists() and not (output / "stages" / "ingest" / "stage.json").exists():
+        problems.append(f"output={output} has documents/ already, which no ingest wrote; give another folder, or remove it")
+    return problems or output_problems(config.output, [path for source in config.sources.values() for path in source.paths])
 
 
 def ingest(config: IngestConfig) -> dict[str, Any]:

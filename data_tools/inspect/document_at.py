@@ -1,6 +1,7 @@
 """Documents and attributes by file and line."""
 
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,15 @@ def _without(name: str, folder: str) -> str:
 
 
 def attributes_at(file: DocumentFile, number: int, document_id: str) -> dict[str, list[list[Any]]]:
-    """Every attribute of the document at a line.
+    """Every attribute of the document at a line. There is a line of them for each document, and none for lines that are none.
 
     Raises:
-        ShardError: a file of attributes is damaged, too short, or has another id at this line.
+        ShardError: a file of attributes is damaged, too short, or has another id where this document's should be.
     """
     found: dict[str, list[list[Any]]] = {}
-    for name in attribute_names(Path(file.dataset), file):
+    names = attribute_names(Path(file.dataset), file)
+    number = _ordinal(file.path, number) if names else 0
+    for name in names:
         path = file.attributes(name)
         for at, (line_id, attributes) in enumerate(read_attributes(path), 1):
             if at == number:
@@ -80,6 +83,11 @@ def attributes_at(file: DocumentFile, number: int, document_id: str) -> dict[str
         else:
             raise ShardError(f"{path}: ends before line {number}; it has a line for each document; write the attributes again")
     return found
+
+
+def _ordinal(path: Path, number: int) -> int:
+    """Documents up to a line."""
+    return sum(1 for _ in takewhile(lambda line: line.line <= number, read_lines(path, _ignore)))
 
 
 def say_spans(spans: list[list[Any]], length: int) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data_tools.datasets import output_problems
 from data_tools.documents import SOURCE
 from data_tools.mix.attributes import look_for_names, resolve_names
 from data_tools.mix.budget import threshold_of
@@ -44,7 +45,8 @@ def _problems(config: MixConfig) -> list[str]:
     stage = Path(config.output, "stages", "mix", "stage.json")
     if Path(config.output, "documents").exists() and not stage.exists():
         problems.append(f"output={config.output} has documents/ already, which no mix wrote; give another folder, or remove it")
-    return problems
+    patterns = [pattern for source in config.sources.values() for pattern in source.documents]
+    return problems or output_problems(config.output, patterns)
 
 
 def mix(config: MixConfig) -> dict[str, Any]:

@@ -47,7 +47,10 @@ class View:
     def metadata(self, name: str, default: Any) -> Any:
         """Value at a dotted name; a name that is not there, or null, gives the default."""
         if self._metadata is None:
-            self._metadata = _decode_metadata(self.line.raw).metadata or {}
+            try:
+                self._metadata = _decode_metadata(self.line.raw).metadata or {}
+            except msgspec.ValidationError:  # a number beyond float64
+                self._metadata = self.line.values().get("metadata") or {}
         value = self._metadata
         for word in name.split("."):
             value = value.get(word) if isinstance(value, dict) else None

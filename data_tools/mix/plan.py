@@ -251,6 +251,7 @@ def find_source_files(config: MixConfig) -> dict[str, list[DocumentFile]]:
             if path.is_relative_to(Path(config.output).resolve()):
                 problems.append(f"sources.{name}: {file.path} lies in output={config.output}; give another folder")
             problems += _missing_attributes(name, file, source)
+    problems = list(dict.fromkeys(problems))
     if len(problems) > 10:
         problems = [*problems[:10], f"and {len(problems) - 10:,} more like these"]
     if problems:

@@ -38,6 +38,9 @@ def code_words_scores(found: Scanned, line: Line, stars_field: str) -> Scores:
 
 def read_stars(line: Line, name: str) -> float | None:
     """The number in this field of the metadata."""
-    metadata = _decode(line.raw).metadata
+    try:
+        metadata = _decode(line.raw).metadata
+    except msgspec.ValidationError:
+        metadata = line.values().get("metadata")
     value = metadata.get(name) if isinstance(metadata, dict) else None
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None

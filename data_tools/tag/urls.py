@@ -119,7 +119,10 @@ def _entry(name: str) -> str | None:
 def address_of(line: Line) -> str | None:
     """The web address of a document, from its metadata, fields or id; its text is not unpacked."""
     fields = {name: raw for name, raw in _raw_fields(line.raw).items() if name != "text"}
-    values: dict[str, Any] = {name: msgspec.json.decode(raw) for name, raw in fields.items()}
+    try:
+        values: dict[str, Any] = {name: msgspec.json.decode(raw) for name, raw in fields.items()}
+    except msgspec.ValidationError:
+        values = line.values()
     return url_of(values, line.id)
 
 

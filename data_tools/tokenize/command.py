@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from omegaconf import MISSING
 
-from data_tools.datasets import DocumentFile, find_document_files, part_names
+from data_tools.datasets import DocumentFile, find_document_files, output_problems, part_names
 from data_tools.tokenize.encoder import EncoderChoice
 from data_tools.tokenize.plan_part import SourcePlan, plan_source
 from data_tools.tokenize.read_part import ReadPlan, read_file
@@ -111,7 +111,7 @@ def _problems(config: TokenizeConfig) -> list[str]:
     )
     if output.exists() and not is_ours:
         problems.append(f"output={config.output} exists already; shards are never overwritten: remove it or give another folder")
-    return problems
+    return problems or output_problems(config.output, config.documents)
 
 
 @dataclass(frozen=True)

@@ -55,29 +55,39 @@ class Claims:
         Raises:
             OSError: the disk; no claim is left.
         """
-        for _ in range(2):
-            try:
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            except FileExistsError:
-                dead = self._dead(path)
-                if dead is None or not self._put_aside(path, dead):
-                    return False
-                continue
-            text = json.dumps({**self._me, "id": uuid.uuid4().hex})
-            try:
-                with os.fdopen(descriptor, "w") as file:
-                    file.write(text)
-            except BaseException:
-                path.unlink(missing_ok=True)
-                raise
-            with self._lock:
-                self._held[path] = text
-            self._seen.pop(path, None)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._beat, daemon=True)
-                self._thread.start()
+        if self._create(path):
             return True
-        return False
+        if not self._is_dead(path):
+            return False
+        lock = path.with_name(f"{path.name}.claim")  # or one of several would take away what another has just taken
+        if not self.take(lock):
+            return False
+        try:
+            if self._is_dead(path):
+                path.unlink(missing_ok=True)
+            return self._create(path)
+        finally:
+            self.release(lock)
+
+    def _create(self, path: Path) -> bool:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            return False
+        text = json.dumps({**self._me, "id": uuid.uuid4().hex})
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        with self._lock:
+            self._held[path] = text
+        self._seen.pop(path, None)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._beat, daemon=True)
+            self._thread.start()
+        return True
 
     def release(self, path: Path) -> None:
         """Give a claim back; one that another has taken over meanwhile is left to him."""
@@ -92,37 +102,24 @@ class Claims:
         for path in list(self._held):
             self.release(path)
 
-    def _dead(self, path: Path) -> bytes | None:
-        """What stands in a claim whose holder died; None: he lives, as far as one can see."""
+    def _is_dead(self, path: Path) -> bool:
+        """Whether the holder of a claim died, as far as one can see."""
         try:
             with open(path, "rb") as file:  # opened first: a network file system then looks at the time stamp anew
                 stamp, text = os.fstat(file.fileno()).st_mtime_ns, file.read()
         except OSError:
-            return None  # it goes just now; whoever waits looks again
+            return False  # it goes just now; whoever waits looks again
         try:
             holder = json.loads(text)
         except ValueError:
             holder = None  # killed, or out of space, while it was written; or it is being written
         if isinstance(holder, dict) and holder.get("machine") == self._me["machine"]:
-            return text if _start_of(holder.get("pid")) != holder.get("start") else None
+            return _start_of(holder.get("pid")) != holder.get("start")
         before = self._seen.get(path)
         if before is None or before[0] != stamp:
             self._seen[path] = (stamp, time.monotonic())
-            return None
-        return text if time.monotonic() - before[1] > self._stale_s else None
-
-    def _put_aside(self, path: Path, text: bytes) -> bool:
-        """Away with a dead claim; False: another was quicker, and what stood there was his new one."""
-        aside = path.with_name(f".claim.tmp-{uuid.uuid4().hex[:12]}")
-        try:
-            os.rename(path, aside)
-            is_dead = aside.read_bytes() == text
-            if not is_dead:
-                os.link(aside, path)
-        except (FileNotFoundError, FileExistsError):
-            is_dead = False
-        aside.unlink(missing_ok=True)
-        return is_dead
+            return False
+        return time.monotonic() - before[1] > self._stale_s
 
     def _beat(self) -> None:
         while True:

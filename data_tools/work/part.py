@@ -190,6 +190,8 @@ def disk_error(where: str, error: OSError) -> ShardError:
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
             remedy = "make room"
+        case errno.EFBIG:
+            remedy = "allow larger files (ulimit -f)"
         case errno.EROFS | errno.EACCES | errno.EPERM:
             remedy = "make it writable, or give another folder"
         case errno.ENAMETOOLONG:

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -25,7 +25,7 @@ FEW = 100
 """Parts that are looked for one by one."""
 
 
-class Opened(Protocol):
+class _Stage(Protocol):
     """What a phase needs of its stage."""
 
     folder: Path
@@ -34,18 +34,21 @@ class Opened(Protocol):
     records: list[Record]
     output_folders: set[Path]
 
-    name: str
-    n_processes: int
-    is_finished: bool
-    pool: Callable[[], Pool]
-    note_inputs: Callable[[Record, Path], None]
-    check_limits: Callable[[], None]
+    @property
+    def name(self) -> str: ...
+    @property
+    def is_finished(self) -> bool: ...
+    @property
+    def n_processes(self) -> int: ...
+    def pool(self) -> Pool: ...
+    def note_inputs(self, record: Record, path: Path) -> None: ...
+    def check_limits(self) -> None: ...
 
 
 class Phase:
     """Used by Stage.run."""
 
-    def __init__(self, stage: Opened, name: str, parts: Sequence[Part], work: Work, shared: Any) -> None:
+    def __init__(self, stage: _Stage, name: str, parts: Sequence[Part], work: Work, shared: Any) -> None:
         self.stage, self.name, self.parts, self.work, self.shared = stage, name, parts, work, shared
         self.folder = stage.folder / "parts" / name
         self.done: dict[str, Record] = {}

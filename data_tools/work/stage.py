@@ -77,7 +77,7 @@ class Stage:
         """In which they wrote."""
         self.claims, self._began = Claims(stale_s), time.time()
         self._opened: Pool | None = None
-        self._signals: dict[int, Any] = {}
+        self._signals: dict[signal.Signals, Any] = {}
         self.sizes: dict[str, int] = {}
         """Bytes of each input when the stage was opened."""
         self._hashes: dict[str, str] = {}
@@ -293,8 +293,8 @@ class Stage:
                 self._opened.close(at_once=kind is not None)
             self.claims.release_all()
         finally:
-            for number, before in self._signals.items():
-                signal.signal(number, signal.SIG_DFL if before == _end else before)
+            for each, before in self._signals.items():
+                signal.signal(each, signal.SIG_DFL if before == _end else before)
         if isinstance(error, KeyboardInterrupt | _Ended):
             print(f"{self.plan.name}: interrupted; the same command goes on where it ended", file=sys.stderr)
             raise SystemExit(error.code if isinstance(error, _Ended) else 128 + signal.SIGINT) from None

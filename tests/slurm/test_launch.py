@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.work.claims import Claims
 from launch import slurm
 from launch.submit import main
 from launch.tasks import main as launch_tasks
 from olmo_train.errors import ConfigError
 from olmo_train.step_folder import list_steps
 from tests.corpora import write_corpus
+from tests.data_tools.texts import write_lines
 from tests.launch.sites import write_site
 from tests.runs import small
 from tests.slurm.cluster import ROOT, Cluster, wait_until
@@ -98,6 +100,39 @@ def test_data_work_that_failed_is_run_again_alone(login: Path, capsys: pytest.Ca
     second = json.loads((job / "slurm.json").read_text())[1]
     wait_until(lambda: is_over(second["id"]), "the task has ended", 120)
     assert {path.name for path in (job / "done").iterdir()} == {"0", "1", "2"}, _logs(job)
+
+
+def test_tasks_share_a_data_stage_and_a_killed_one_is_run_again(
+    login: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("shared", "alone"):
+        for number in range(6):
+            documents = [{"id": f"{number}:{i}", "text": f"text {i % (number + 2)}", "source": "s"} for i in range(50)]
+            write_lines(Path(name, f"documents/{number}.jsonl"), documents)
+    words = ["data", "dedupe", "name=exact", "by=document"]
+    parts = Path("shared/stages/dedupe-exact/parts/keys")
+    parts.mkdir(parents=True)
+    ours = Claims()
+    assert ours.take(parts / "3.jsonl.claim")  # the tasks wait for this part
+    launch_tasks([f"cluster={login}", "tasks=3", "time=60", *words, "documents=[shared]"])
+    job = Path("jobs/0001")
+    (first,) = json.loads((job / "slurm.json").read_text())
+    wait_until(lambda: len(list(parts.glob("*.json"))) == 5, "the other parts are done")
+    wait_until(lambda: cluster.state(f"{first['id']}_1") == "RUNNING", "task 1 runs")
+    cluster.client("scancel", "--signal=KILL", f"{first['id']}_1")
+    wait_until(lambda: "task 1 failed with status" in (job / "tasks/00001.log").read_text(), "task 1 is killed")
+    ours.release_all()
+    wait_until(lambda: is_over(first["id"]), "the others have ended")
+    assert {path.name for path in (job / "done").iterdir()} == {"0", "2"}, _logs(job)
+    launch_tasks(["--again", "jobs/0001"])
+    assert "1 of 3 tasks (1)" in capsys.readouterr().out
+    second = json.loads((job / "slurm.json").read_text())[1]
+    wait_until(lambda: is_over(second["id"]), "the task has ended")
+    assert {path.name for path in (job / "done").iterdir()} == {"0", "1", "2"}, _logs(job)
+    subprocess.run([sys.executable, "-m", "olmo_train.cli", *words, "documents=[alone]"], check=True, capture_output=True)
+    found = [{p.name: p.read_bytes() for p in Path(name, "attributes/exact").iterdir()} for name in ("shared", "alone")]
+    assert found[0] == found[1]
+    assert len(found[0]) == 6
 
 
 def _logs(job: Path) -> str:

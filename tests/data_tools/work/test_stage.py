@@ -42,10 +42,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def start(folder: Path, documents: Path, *words: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [*COMMAND, str(folder), f"documents={documents}", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def start(folder: Path, documents: Path, *words: str, group: bool = False) -> "subprocess.Popen[str]":
+    command = [*COMMAND, str(folder), f"documents={documents}", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=group)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
