@@ -14,7 +14,6 @@ from tests.corpora import write_corpus
 from tests.slurm.fixtures import any_cluster, cables, cluster, flat_cluster, networked_cluster  # noqa: F401 - fixtures
 
 LONGEST = (
-    "test_chaos.py",
     "test_faults.py",
     "test_supervise.py",
     "test_readme.py",

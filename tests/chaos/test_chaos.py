@@ -84,6 +84,7 @@ def survive(scene: Scene, shards: Path, calm: Path, faults: Sequence[Fault]) -> 
     return met
 
 
+@pytest.mark.slow  # `make chaos`; each kind of fault has a test of its own in tests/slurm and tests/olmo_train/test_faults.py
 @pytest.mark.slurm
 def test_random_faults_cost_time_and_nothing_else(
     storm: Cluster, shards: Path, calm: Path, tmp_path: Path, pytestconfig: pytest.Config, capfd: pytest.CaptureFixture[str]
@@ -114,6 +115,7 @@ def test_random_faults_cost_time_and_nothing_else(
     assert met > 0
 
 
+@pytest.mark.slow
 @pytest.mark.slurm  # together with the long run that it needs
 def test_a_run_that_met_damage_is_told_from_one_that_did_not(calm: Path, tmp_path: Path) -> None:
     """The comparison itself: one changed bit, one line twice, one missing."""

@@ -61,6 +61,7 @@ def test_prediction_is_within_a_tenth_of_real_tensors(n_ranks: int) -> None:
         assert_close(words, n_ranks, held, ("weights", "moments", "gradients", "kept"))
 
 
+@pytest.mark.slow
 def test_prediction_is_within_a_tenth_at_full_size() -> None:
     """OLMoE-1B-7B, sharding buffers and peak included, on fake tensors: as configured, and by the other switches in 3 layers."""
     few = [*FULL, "model.n_layers=3", "parallel.compile=false"]
