@@ -42,6 +42,8 @@ class Side:
     """Attributes that are compared."""
     sources: dict[str, int] = field(default_factory=dict)
     documents: int = 0
+    rejected: int = 0
+    """Lines that are no documents, and files that end too early."""
 
     def __post_init__(self) -> None:
         self.corpus = Corpus(self.path) if (self.path / "manifest.json").is_file() else None
@@ -58,7 +60,7 @@ class Side:
         """One for each document.
 
         Raises:
-            ShardError: something cannot be read, or is no document.
+            ShardError: something cannot be read.
         """
         found = self._tokens() if self.corpus is not None else self._documents()
         for entry in found:
@@ -73,6 +75,9 @@ class Side:
         path = self.files[file].path
         return f"{document_at(path, line).id!r} ({path} line {line})"
 
+    def _reject(self, reject: Reject) -> None:
+        self.rejected += 1
+
     def _source(self, name: str) -> int:
         number = self.sources.setdefault(name, len(self.sources))
         if number >= 2**16:
@@ -82,7 +87,7 @@ class Side:
     def _documents(self) -> Iterator[tuple[int, int, int, int, int, int]]:
         for number, file in enumerate(self.files):
             readers = [read_attributes(file.attributes(name)) for name in self.names]
-            for line in read_lines(file.path, _refuse):
+            for line in read_lines(file.path, self._reject):
                 attributes = 0
                 for name, reader in zip(self.names, readers, strict=True):
                     attributes ^= _attribute_hash(name, reader, line, file)
@@ -101,10 +106,6 @@ class Side:
                         digest.update(file.read(start, min(start + 2**20, row.end)).astype("<u4").tobytes())
                     yield _key(file.entry.source, row.id), digest.intdigest(), 0, source, number, ordinal
             file.close()
-
-
-def _refuse(reject: Reject) -> None:
-    raise ShardError(f"{reject.path}: line {reject.line} {reject.detail}")
 
 
 def _key(source: str, document_id: str) -> int:
@@ -156,7 +157,8 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"{args.a} and {args.b}: one is a dataset, the other shards; give two of a kind")
     found = diff(a, b, args.n, args.scratch)
     values = {
-        "a": {"path": args.a, "documents": a.documents}, "b": {"path": args.b, "documents": b.documents},
+        "a": {"path": args.a, "documents": a.documents, "rejected": a.rejected},
+        "b": {"path": args.b, "documents": b.documents, "rejected": b.rejected},
         "same": found.same, "different": found.counts, "examples": found.examples,
     }  # fmt: skip
     print_any(values, args.json, lambda _: _print(a, b, found))
@@ -271,7 +273,9 @@ _SAID = {
 
 
 def _print(a: Side, b: Side, found: Difference) -> None:
-    print(f"A {a.path}: {a.documents:,} documents\nB {b.path}: {b.documents:,} documents")
+    for letter, side in (("A", a), ("B", b)):
+        left_out = f"; {side.rejected:,} lines or ends of files are none, and left out" if side.rejected else ""
+        print(f"{letter} {side.path}: {side.documents:,} documents{left_out}")
     names = "" if a.corpus is not None else f" (attributes compared: {', '.join(a.names) or 'none'})"
     print(f"{found.same:,} are the same{names}")
     if a.corpus and b.corpus and a.corpus.manifest.tokenizer_sha256 != b.corpus.manifest.tokenizer_sha256:

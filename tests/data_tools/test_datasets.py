@@ -51,7 +51,7 @@ def test_parts_have_names_of_their_own_that_are_short_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["é" * 124 + ".jsonl", "v1.5 " + "long " * 48 + ".jsonl.gz", "x" * 244 + ".jsonl.zst", "new\nline"]
+    "name", ["é" * 124 + ".jsonl", "v1.5 " + "long " * 48 + ".jsonl.gz", "x" * 244 + ".jsonl.zst", "new\nline.gz"]
 )
 def test_a_file_of_any_name_is_written_under_a_temporary_one(tmp_path: Path, name: str) -> None:
     path = tmp_path / name

@@ -11,8 +11,22 @@ import pytest
 import zstandard
 
 from data_tools import documents
-from data_tools.documents import LONG, Document, Line, Reject, find_files, read_documents, read_lines, write_documents
+from data_tools.dedupe.urls import url_in
+from data_tools.documents import (
+    LONG,
+    Document,
+    Line,
+    Reject,
+    find_files,
+    raise_reject,
+    read_documents,
+    read_lines,
+    write_documents,
+)
 from data_tools.files import BLOCK, InputFile, LineWriter, blocks, lines
+from data_tools.mix.expression import View
+from data_tools.tag.code_words import read_stars
+from data_tools.tag.urls import address_of
 from olmo_train.errors import ShardError
 from tests.data_tools.texts import make_documents, write_lines
 
@@ -332,3 +346,15 @@ def test_a_pattern_without_a_match_is_an_error(tmp_path: Path, pattern: str) -> 
         f"documents: nothing matches {tmp_path}/{pattern}; give a .jsonl, .jsonl.gz, .json.gz or .jsonl.zst file, "
         "a folder of them, or a glob"
     )
+
+
+@pytest.mark.parametrize("number", ["1e999", "9" * 5000])
+def test_numbers_beyond_float64_in_the_metadata_stop_no_stage(number: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(f'{{"id":"a","text":"t","source":"s","metadata":{{"url":"http://a.b/c","stars":7,"x":{number}}}}}\n')
+    (line,) = read_lines(path, raise_reject)
+    assert url_in(line.raw, line.id) == "a.b/c"
+    assert address_of(line) == "http://a.b/c"
+    assert read_stars(line, "stars") == 7
+    assert View(line).metadata("stars", 0) == 7
+    assert View(line).metadata("x", 0) == number

@@ -104,7 +104,6 @@ def test_missing_attributes_are_told_before_anything_is_written(tmp_path: Path) 
     assert caught.value.problems == [
         f"sources.w.attributes: {folder} has no folder attributes/gofer (did you mean gopher?); there are gopher",
         f"sources.w.attributes: {folder}/attributes/gopher/b.jsonl is missing; attributes are needed for every file of documents",
-        f"sources.w.attributes: {folder} has no folder attributes/gofer (did you mean gopher?); there are gopher",
         f"sources.v: {folder}/documents/a.jsonl belongs to sources.w as well; take it once, and repeat it",
         f"sources.v: {folder}/documents/b.jsonl belongs to sources.w as well; take it once, and repeat it",
     ]
