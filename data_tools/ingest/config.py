@@ -68,7 +68,7 @@ class Compression(StrEnum):
     """Of what is written."""
 
     ZST = "zst"
-    GZIP = "gzip"
+    GZ = "gz"
     NONE = "none"
 
 
@@ -146,7 +146,7 @@ class IngestConfig(StageConfig):
     """Of JSON before compression; the next document goes to the next file."""
     part_mb: int = 64
     """Of input that is done at once: larger files are cut where they can be, smaller ones put together."""
-    compression: Compression = Compression.ZST
+    compression: Compression = Compression.GZ
 
 
 def ingest_problems(config: IngestConfig) -> list[str]:

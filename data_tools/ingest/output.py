@@ -15,7 +15,7 @@ from data_tools.work.counts import count
 from data_tools.work.part import PartContext
 
 MB = 2**20
-ENDINGS = {Compression.ZST: ".jsonl.zst", Compression.GZIP: ".jsonl.gz", Compression.NONE: ".jsonl"}
+ENDINGS = {Compression.ZST: ".jsonl.zst", Compression.GZ: ".jsonl.gz", Compression.NONE: ".jsonl"}
 
 
 @dataclass(frozen=True)

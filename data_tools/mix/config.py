@@ -103,7 +103,7 @@ class MixConfig(StageConfig):
     """Of a source that is upsampled to its share."""
     tokenizer: str | None = None
     """Counts tokens as the shards will have them, with one end-of-text for each document."""
-    compression: Compression = Compression.ZST
+    compression: Compression = Compression.GZ
     max_file_mb: int = 1000
     """Of JSON, before it is compressed."""
     seed: int = 0

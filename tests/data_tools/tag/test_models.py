@@ -303,7 +303,7 @@ def test_units_are_bounded_in_size_and_number() -> None:
 )
 def test_a_package_that_is_not_there_is_named_with_its_extra(folder: Path, monkeypatch, package: str, name: str, model) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConfigError, match=r"needs .* \(.*\); pip install 'olmo-train\[data\]'$"):
+    with pytest.raises(ConfigError, match=r"needs .* \(.*\); pip install 'olmo-train\[data_models\]'$"):
         tag(name, model(folder))
 
 

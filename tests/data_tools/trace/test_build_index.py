@@ -283,7 +283,7 @@ def test_documents_that_are_not_there_an_output_that_is_a_file_and_lost_shards_a
     assert problems_of(config(many, tmp_path / "file")) == [f"output={tmp_path / 'file'} is a file; give a folder"]
     found = problems_of(config(many, documents=[str(tmp_path / "none")]))
     assert found == [
-        f"documents: nothing matches {tmp_path / 'none'}; give a .jsonl, .jsonl.gz or .json.gz file, a folder of them, or a glob"
+        f"documents: nothing matches {tmp_path / 'none'}; give a .jsonl, .jsonl.gz, .json.gz or .jsonl.zst file, a folder of them, or a glob"
     ]
     shards = write_shards(tmp_path / "x", [[1, 2, 3]])
     (shards / "all/part-00000.npy").write_bytes(b"\0\0")

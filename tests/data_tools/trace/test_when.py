@@ -93,7 +93,8 @@ def test_skipped_steps_and_masked_rows_are_marked(traced: Traced, tmp_path: Path
     trace = opened(traced.run)
     assert trace.history is not None
     place, n = place_of(trace, PLANTED)
-    first, second, third = [s for s in trace.history.sighted(trace.searcher, place, n).sights if s.step <= 60][:3]
+    sights = trace.history.sighted(trace.searcher, place, n).sights
+    first, second, third = [s for _, s in sorted({s.step: s for s in sights if s.step <= 60}.items())][:3]  # of three steps
     run = write_run(tmp_path / "runs" / "marked", traced.shards)
     write_ledger(run, 60, skipped=(first.step,), masked={second.step: [second.row], third.step: [(third.row + 1) % 16]})
     marks = {(s.step, s.row): s.mark for s in opened(run).history.sighted(trace.searcher, place, n).sights}  # type: ignore[union-attr]
