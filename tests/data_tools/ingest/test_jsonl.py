@@ -40,7 +40,7 @@ def test_fields_are_found_by_name_and_the_rest_is_metadata(tmp_path: Path) -> No
     assert b"1.50" in gzip.decompress((tmp_path / "out/documents/x/00000-000.jsonl.gz").read_bytes())
     assert totals["by_source"] == {"web": {"documents": 2, "text_bytes": 9}, "a/b": {"documents": 1, "text_bytes": 3}}
     assert (totals["documents_in"], totals["documents_out"], totals["text_bytes_out"]) == (3, 3, 12)
-    ids = tmp_path / "out/stages/ingest/ids/x/00000-000.jsonl.zst.idx"
+    ids = tmp_path / "out/stages/ingest/ids/x/00000-000.jsonl.gz.idx"
     assert [find_lines(ids, name) for name in ("7", "8", "-3", "9")] == [[1], [2], [3], []]
 
 
