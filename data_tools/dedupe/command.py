@@ -37,7 +37,11 @@ def main(argv: list[str]) -> None:
             print(f"{folder}: was finished before")
         else:
             stage.finish(_run(stage, files, config), remove=[SCRATCH])
-        print_table(folder, stage.summary()["totals"])
+        totals = stage.summary()["totals"]
+        print_table(folder, totals)
+        strangers = [source for source in config.priority if source not in totals.get("by_source", {})]
+        if strangers:
+            print(f"note: priority names {', '.join(strangers)}, but no document has this source", file=sys.stderr)
 
 
 def _run(stage: Stage, files: list[DocumentFile], config: DedupeConfig) -> dict[str, Any]:

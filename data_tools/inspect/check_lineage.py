@@ -49,7 +49,9 @@ class LineageCheck:
 
     def _outputs(self, stage: StageFolder) -> None:
         if stage.summary is None:
-            self.found.problems.append(f"{stage.folder}: not finished; the command that began it goes on where it ended")
+            self.found.problems.append(
+                f"{stage.folder}: not finished; the command that began it goes on where it ended; remove it if nobody needs it"
+            )
         for path, entry in stage.outputs.items():
             if not path.exists() and (stage.was_removed(path) or self._may_lack(Path(os.path.abspath(path)))):
                 continue

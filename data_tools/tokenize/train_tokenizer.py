@@ -11,7 +11,8 @@ from omegaconf import MISSING
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from data_tools.documents import find_files, read_documents
+from data_tools.datasets import find_document_files
+from data_tools.documents import read_documents
 from olmo_train.errors import ShardError, run_command
 from olmo_train.files import write_atomic
 from olmo_train.schema import load_config
@@ -70,8 +71,8 @@ def _problems(config: TokenizerConfig) -> list[str]:
 
 def _texts(config: TokenizerConfig) -> Iterator[str]:
     left = config.max_bytes if config.max_bytes is not None else float("inf")
-    for path in find_files(config.documents):
-        for document in read_documents(path):
+    for file in find_document_files(config.documents):
+        for document in read_documents(file.path):
             left -= len(document.text.encode("utf-8"))
             if left < 0:
                 return

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from data_tools.documents import find_files
+from data_tools.datasets import find_document_files
 from data_tools.files import CutShortError, InputFile, lines
 from data_tools.trace.index_folder import map_array, write_file
 from olmo_train.data.document_index import id_hash, read_rows
@@ -120,7 +120,7 @@ def build_metadata(corpus: Corpus, folder: Path, patterns: list[str], share: tup
     """
     if (folder / NAME).exists():
         return True
-    paths = find_files(patterns)
+    paths = [file.path for file in find_document_files(patterns)]
     task, n_tasks = share
     todo = [n for n in range(len(corpus.files)) if n % n_tasks == task and _read_record(folder, n) is None]
     every = 0.5 if sys.stderr.isatty() else 30.0

@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from data_tools.documents import find_files
+from data_tools.datasets import find_document_files
 from data_tools.trace.codes import MAX_VOCAB
 from data_tools.trace.config import IndexConfig
 from data_tools.trace.index_folder import NAME, PLAN, PartRange, Plan, read_index_manifest, read_plan
@@ -139,7 +139,7 @@ def _problems_of_numbers(config: IndexConfig) -> list[str]:
 def _problems_of_documents(config: IndexConfig) -> list[str]:
     try:
         if config.documents:
-            find_files(config.documents)
+            find_document_files(config.documents)
     except ShardError as error:
         return [str(error)]
     return []

@@ -93,3 +93,9 @@ def test_all_problems_of_a_config_are_told_at_once(capsys: pytest.CaptureFixture
         assert problem in told
     many = refusal(main, ["documents=[x]", "name=x", f"priority=[{','.join(f's{i}' for i in range(256))}]"], capsys)
     assert many == "priority names 256 sources, at most 255 can be told apart"
+
+
+def test_a_priority_that_no_document_has_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "web", [{"id": "1", "text": "x", "source": "web"}])
+    main([f"documents=[{path}]", "name=x", "priority=[web,wbe]", "processes=1"])
+    assert capsys.readouterr().err.endswith("note: priority names wbe, but no document has this source\n")
