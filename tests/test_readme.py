@@ -30,7 +30,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def test_every_command_of_the_readme_runs_and_reports(outputs: dict[str, str]) -> None:
     assert "documents" in outputs["olmo data gather"]
-    assert "first published" in outputs["olmo data publish"]
+    assert "mixed published" in outputs["olmo data publish"]
     assert "as data_manifest.json says" in outputs["olmo data verify"]
     assert "gopher__word_count" in outputs["olmo data find"]
     assert "step 20/20" in outputs["olmo launch local"]
