@@ -23,6 +23,10 @@ LONGEST = (
     "test_publish.py",
     "test_resume.py",
     "test_card.py",
+    "test_mirror.py",
+    "test_downstream.py",
+    "test_train_command.py",
+    "test_launch.py",
 )
 """Files that take minutes: they begin first, so that no worker is left alone with one at the end."""
 

@@ -27,6 +27,7 @@ def run(script: str, out: Path, *arguments: str) -> tuple[str, Any]:
     return done.stdout, json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_train_step_compares_ours_with_transformers(tmp_path: Path) -> None:
     arguments = ["--settle", "1", "--steps", "3", "--step-seconds", "0.1", "--ours", "mine: optim.beta2=0.9"]
     text, found = run(

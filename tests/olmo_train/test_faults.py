@@ -114,8 +114,15 @@ def train_with_a_small_disk(overrides: list[str], max_bytes: int, poor_rank: int
     return ""
 
 
-@pytest.mark.parametrize("poor_rank", [0, 1])
-@pytest.mark.parametrize("is_async", ["true", "false"])
+@pytest.mark.parametrize(
+    ("is_async", "poor_rank"),
+    [
+        ("true", 1),
+        ("false", 0),
+        pytest.param("true", 0, marks=pytest.mark.slow),
+        pytest.param("false", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_saves_that_fail_leave_nothing_and_end_the_run(shards: Path, tmp_path: Path, poor_rank: int, is_async: str) -> None:
     overrides = small(shards, tmp_path / "run", "checkpoint.save_every=2", f"checkpoint.async_save={is_async}")
     errors = collect(start(train_with_a_small_disk, 2, overrides, 30_000, poor_rank))

@@ -95,6 +95,7 @@ def test_multirun_trains_each_value(shards: Path, tmp_path: Path) -> None:
     assert metrics(runs[0])[0]["loss"] != metrics(runs[1])[0]["loss"]
 
 
+@pytest.mark.slow
 def test_multirun_over_finished_runs_says_so(shards: Path, tmp_path: Path) -> None:
     words = [
         word for word in small(shards, tmp_path / "x", "max_tokens=512", "optim.schedule.warmup_tokens=0") if "run_" not in word

@@ -102,6 +102,7 @@ def test_data_work_that_failed_is_run_again_alone(login: Path, capsys: pytest.Ca
     assert {path.name for path in (job / "done").iterdir()} == {"0", "1", "2"}, _logs(job)
 
 
+@pytest.mark.slow
 def test_tasks_share_a_data_stage_and_a_killed_one_is_run_again(
     login: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -113,6 +113,7 @@ class Started:
         return [attempt.action for attempt in history(self.folder)]
 
 
+@pytest.mark.slow
 def test_a_lost_node_costs_seconds_and_no_queue(cluster: Cluster, tmp_path: Path) -> None:
     job = Started(cluster, tmp_path / "run", 40, "count")
     job.wait_for_step(3)

@@ -1,5 +1,6 @@
 """GGUF files against llama.cpp itself: its log-probabilities, its continuations and its ids; and what is refused."""
 
+import ctypes
 import json
 import logging
 import math
@@ -82,6 +83,8 @@ class LlamaCpp:
         params.cache_type_k = params.cache_type_v = llama.ggml_type.GGML_TYPE_F32
         params.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.server = llama.Server(params)
+        # Kept for ever: its destructor waits for a thread that it sometimes does not wake.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.server))
 
     def post(self, path: str, **values: Any) -> Any:
         headers = {"Content-Type": "application/json"}

@@ -249,6 +249,7 @@ def test_a_run_whose_folder_is_lost_goes_on_from_its_mirror(shards: Path, tmp_pa
     assert [line["loss"] for line in first] == [line["loss"] for line in again]
 
 
+@pytest.mark.slow
 def test_suspect_steps_do_not_come_back_from_the_mirror(shards: Path, tmp_path: Path) -> None:
     words = small(
         shards, tmp_path / "run", "checkpoint.save_every=2", f"checkpoint.mirror={tmp_path}/there", "checkpoint.keep_local=1"
@@ -273,6 +274,7 @@ def test_a_mirror_that_cannot_be_asked_stops_a_run_without_steps(shards: Path, t
         run_training(small(shards, tmp_path / "run", "checkpoint.mirror='nosuch://x'"))
 
 
+@pytest.mark.slow
 def test_another_runs_mirror_is_refused(shards: Path, tmp_path: Path) -> None:
     words = [f"checkpoint.mirror={tmp_path}/there", "checkpoint.save_every=5"]
     run_training(small(shards, tmp_path / "run", *words, "max_tokens=1280"), 2)

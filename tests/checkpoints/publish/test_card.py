@@ -365,6 +365,7 @@ def test_the_documents_of_a_step_are_found_from_the_release_and_the_shards(
     assert call(folder, ["bash", "-c", command]).startswith("step 10 row 0: source demo, epoch 0\n  columns [0, ")
 
 
+@pytest.mark.slow
 def test_a_release_is_the_beginning_of_another_run(release: Path, corpus: TextCorpus, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(release, tmp_path / "release"))
     (command,) = (block for block in blocks(release, "bash") if "load.path" in block)

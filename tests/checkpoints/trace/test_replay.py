@@ -164,6 +164,7 @@ def heldout(model: Any, order: DataOrder) -> float:
     return nats / n
 
 
+@pytest.mark.slow
 def test_another_number_of_ranks_shows_the_same_and_an_index_elsewhere_may_be_named(
     run: Path, replayed: Replayed, corpus: TextCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -234,6 +235,7 @@ def test_a_ledger_that_says_other_data_is_told(copy: Path, capsys: pytest.Captur
     assert "to train: 6 steps 1 times (without), 1,536 tokens in all" in told
 
 
+@pytest.mark.slow
 def test_releases_are_replayed_to_the_bits_of_the_run(run: Path, replayed: Replayed, corpus: TextCorpus, tmp_path: Path) -> None:
     store = tmp_path / "store"
     store.mkdir()
@@ -272,6 +274,7 @@ def all_planted(planted: Planted) -> list[str]:
     return [row.id for row in rows if row.id.startswith("planted")]
 
 
+@pytest.mark.slow
 def test_what_was_seen_often_is_less_probable_without(
     planted: Planted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
