@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from data_tools.documents import Line, Reason, Reject
+from data_tools.documents import SOURCE, Line, Reason, Reject
 from data_tools.tokenize.cuts import LONGEST, NoCutError
 from data_tools.tokenize.encoder import Encoder, EncoderChoice
 from data_tools.tokenize.runs import Entry, RunWriter, place_of
@@ -18,8 +18,6 @@ from data_tools.work.counts import add_counts, count
 from data_tools.work.part import MOST_RAW, PartContext
 from olmo_train.errors import ShardError
 
-SOURCE = re.compile(r"\w[^/\0]*(/\w[^/\0]*)*")
-"""Sources name folders: none may lead out of the output (`../x`, `/x`), and no two may be the same folder (`a/b`, `a//b`)."""
 OURS = re.compile(r"(stages|index)(/.*)?|(.*/)?part-\d{5,}\..*")
 """Names that the output has for other things."""
 LONGEST_NAME = 200
