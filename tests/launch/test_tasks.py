@@ -8,6 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.decontaminate.config import DecontaminateConfig
+from data_tools.dedupe.config import DedupeConfig
+from data_tools.ingest.config import IngestConfig
+from data_tools.mix.config import MixConfig
+from data_tools.tag.config import TagConfig
+from data_tools.tokenize.command import TokenizeConfig
 from data_tools.trace.config import IndexConfig
 from launch.tasks import DIVIDE, main
 from olmo_train.errors import ConfigError
@@ -95,7 +101,7 @@ def test_a_task_uses_no_gpu_and_all_cpus_of_a_whole_node(tmp_path: Path, tools: 
 
 def test_everything_wrong_is_one_message(tmp_path: Path, tools: Path) -> None:
     site = write_site(tmp_path)
-    found = problems_of(f"cluster={site}", "tasks=none", "nodes=2", "foo=1", "time=x", "data", "tokenize", "task=3")
+    found = problems_of(f"cluster={site}", "tasks=none", "nodes=2", "foo=1", "time=x", "data", "manifest", "task=3")
     assert found == [
         "time=x is no time limit; write minutes, hours:minutes:seconds or days-hours:minutes:seconds, e.g. 1-12:00:00",
         (
@@ -106,7 +112,7 @@ def test_everything_wrong_is_one_message(tmp_path: Path, tools: Path) -> None:
         "tasks=none must be a number of at least 1",
         "task=3: each task gets its own number; leave it out, or write {task} and {n_tasks}",
         (
-            "olmo data tokenize does not divide its work, so all tasks would do the same; write {task} into the words that differ, "
+            "olmo data manifest does not divide its work, so all tasks would do the same; write {task} into the words that differ, "
             "e.g. documents=corpus/part-{task}.jsonl.gz"
         ),
     ]
@@ -129,5 +135,9 @@ def test_again_wants_the_folder_of_an_array(tmp_path: Path, tools: Path) -> None
 
 
 def test_verbs_that_divide_their_work_take_the_numbers() -> None:
-    assert DIVIDE == ("trace index",)
-    assert {"task", "n_tasks"} <= {field.name for field in fields(IndexConfig)}
+    configs = {
+        "trace index": IndexConfig, "data ingest": IngestConfig, "data tag": TagConfig, "data dedupe": DedupeConfig,
+        "data decontaminate": DecontaminateConfig, "data mix": MixConfig, "data tokenize": TokenizeConfig,
+    }  # fmt: skip
+    assert set(DIVIDE) == set(configs)
+    assert all({"task", "n_tasks"} <= {field.name for field in fields(config)} for config in configs.values())

@@ -235,16 +235,22 @@ def why_no_namespaces() -> str:
     return "" if trial.returncode == 0 else f"no namespaces: {trial.stderr.strip()}"
 
 
-def wait_until(is_so: Callable[[], object], what: str, timeout_s: float = PATIENCE_S, every_s: float = 0.2) -> None:
+def wait_until(
+    is_so: Callable[[], object],
+    what: str,
+    timeout_s: float = PATIENCE_S,
+    every_s: float = 0.2,
+    story: Callable[[], str] = str,
+) -> None:
     """Wait for a condition.
 
     Raises:
-        ClusterError: it did not come true in time.
+        ClusterError: it did not come true in time; told with `story()` as it is then.
     """
     deadline = time.monotonic() + timeout_s
     while not is_so():
         if time.monotonic() > deadline:
-            raise ClusterError(f"waited {timeout_s:.0f} s until {what}")
+            raise ClusterError(f"waited {timeout_s:.0f} s until {what}; {story()}")
         time.sleep(every_s)
 
 

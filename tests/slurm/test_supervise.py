@@ -97,20 +97,33 @@ class Started:
 
     def wait_for(self, words: str) -> None:
         """Wait until the story holds these words."""
-        wait_until(lambda: words in self.story(), f"{words!r} is told")
+        wait_until(lambda: words in self.story(), f"{words!r} is told", story=self.story)
 
     def wait_for_step(self, step: int) -> None:
-        wait_until(lambda: newest_step(self.run_dir) >= step, f"step {step} is saved")
+        wait_until(lambda: newest_step(self.run_dir) >= step, f"step {step} is saved", story=self.story)
 
     def wait_for_end(self, state: str) -> dict[str, str]:
-        wait_until(lambda: self.cluster.state(self.id) == state, f"job {self.id} is {state}; its story:\n{self.story()}")
+        wait_until(lambda: self.cluster.state(self.id) == state, f"job {self.id} is {state}", story=self.story)
         return self.cluster.job(self.id)
 
     def story(self) -> str:
+        """All that the supervisor and its guard have told."""
         return "".join(path.read_text() for path in sorted(self.folder.glob("job-*.log")))
 
     def actions(self) -> list[str]:
         return [attempt.action for attempt in history(self.folder)]
+
+
+def is_guarded(folder: Path) -> bool:
+    """Whether the guard of a job is more than a start that the loss of a node would end."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_text().split("\0")
+        except (OSError, UnicodeDecodeError):
+            continue
+        if words[0] == sys.executable and {"launch.supervise", str(folder), "--guard"} <= set(words):
+            return True
+    return False
 
 
 @pytest.mark.slow
@@ -133,8 +146,7 @@ def test_a_lost_node_costs_seconds_and_no_queue(cluster: Cluster, tmp_path: Path
 def test_the_loss_of_the_node_of_the_batch_script_is_taken_over(cluster: Cluster, tmp_path: Path) -> None:
     job = Started(cluster, tmp_path / "run", 60, "count")
     job.wait_for_step(3)
-    wait_until(lambda: "guard" in cluster.client("squeue", "--steps", "-h", "-o", "%j"), "the guard is there")
-    wait_until(lambda: (job.folder / "guard.log").exists(), "the guard runs")
+    wait_until(lambda: is_guarded(job.folder), "the guard itself runs, not only srun", story=job.story)
     lost = cluster.nodes_of(job.id)[0]
     cluster.kill_node(lost)
     job.wait_for("nothing, all is done")

@@ -14,6 +14,7 @@ from checkpoints.explore.session import Session
 from tests.browser import CHROMIUM
 from tests.checkpoints.explore.conftest import CONTROLS, IMAGE, MARKS, NEEDLE, SCRIPT
 from tests.checkpoints.explore.test_server import first_words
+from tests.checkpoints.trace.influences import seen_text
 from tests.texts import TextCorpus
 
 PATIENCE_MS = 60_000
@@ -82,8 +83,8 @@ def overflow(page: Page) -> int:
 # ---- from a text to the moment of learning ---------------------------------------------------------------------------------
 
 
-def test_a_text_leads_to_documents_steps_and_probability(tab: Tab, corpus: TextCorpus) -> None:
-    page, text = tab.open(), first_words(corpus)
+def test_a_text_leads_to_documents_steps_and_probability(tab: Tab, session: Session) -> None:
+    page, text = tab.open(), seen_text(session.need_trace(), 2, 20).strip()
     trace(page, f"Nobody wrote this: {text}")
     assert page.locator("#marked").inner_text() == f"Nobody wrote this: {text}"
     row = page.locator("#spans tbody tr").last

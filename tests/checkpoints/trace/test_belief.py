@@ -111,7 +111,7 @@ def test_held_out_spans_have_effects_as_often_as_chance(trace: Trace, planted: P
     """40 spans that no step saw, each with controls of its own, as if a step had seen them: at 20 % about 8 effects."""
     searcher, options = trace.searcher, ControlOptions(24, max_shared=6)
     seed = SpanQuery(searcher.tokenizer.encode(" " + PLANTED)[8:18], searcher.tokenizer.encode(" " + PLANTED)[2:8])
-    pretended, _ = choose_controls(searcher, seed, ControlOptions(40, Tolerance(caliper=1.0, words=0.2), max_shared=6))
+    pretended, _ = choose_controls(searcher, seed, ControlOptions(40, Tolerance(caliper=1.5, words=0.3), max_shared=6))
     groups = [[each, *choose_controls(searcher, each, options)[0]] for each in pretended]
     flat = [each for group in groups for each in group]
     models = [load_model(open_checkpoint(str(planted.run), step), torch.device("cpu")) for step in (4, 60)]
