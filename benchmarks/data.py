@@ -16,7 +16,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -74,8 +76,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     shutil.rmtree(args.work, ignore_errors=True)
-    whole = prepare(args.corpus, args.work / "whole", None, args.tokenizer)
-    part = prepare(args.corpus, args.work / "part", args.peer_files, args.tokenizer)
+    # In a process of its own: what a parent holds when it starts a command, the peak of that command holds too.
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        whole = pool.submit(prepare, args.corpus, args.work / "whole", None, args.tokenizer).result()
+        part = pool.submit(prepare, args.corpus, args.work / "part", args.peer_files, args.tokenizer).result()
     print(
         f"corpus: {whole.megabytes:.1f} MB of text, {whole.tokens:,} tokens, {len(whole.files)} files; "
         f"peers: {part.megabytes:.1f} MB"

@@ -16,7 +16,7 @@ import msgspec
 import xxhash
 
 from data_tools.documents import find_files
-from data_tools.files import CutShortError, InputFile, LineWriter, lines, shortened
+from data_tools.files import CutShortError, LineWriter, lines_of, shortened
 from olmo_train.errors import ShardError
 
 Span = Sequence[Any]
@@ -164,14 +164,10 @@ def read_attributes(path: Path) -> Iterator[tuple[str, dict[str, list[list[Any]]
     """
     number = 0
     try:
-        file = InputFile(path)
-        try:
-            for raw in lines(path, file):
-                number += 1
-                found = _decode(raw)
-                yield found.id, found.attributes
-        finally:
-            file.close()
+        for raw in lines_of(path):
+            number += 1
+            found = _decode(raw)
+            yield found.id, found.attributes
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
         raise ShardError(f"{path}: line {number} is no line of attributes: {error}; write them again") from None
     except CutShortError as error:

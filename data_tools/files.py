@@ -6,6 +6,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, cast
@@ -24,6 +25,19 @@ _IsalError = cast(type[Exception], igzip_lib.IsalError)
 """Its stub calls it an instance."""
 Tick = Callable[[int], None]
 """Told the bytes of a file that were read since the last call."""
+
+
+class Compression(StrEnum):
+    """Of the documents that are written."""
+
+    ZST = "zst"
+    GZ = "gz"
+    NONE = "none"
+
+    @property
+    def ending(self) -> str:
+        """Of a file's name."""
+        return ".jsonl" if self is Compression.NONE else f".jsonl.{self.value}"
 
 
 class CutShortError(Exception):
@@ -147,6 +161,15 @@ def lines(path: Path, file: InputFile) -> Iterator[bytes | bytearray]:
         tail += last
     if tail:
         yield tail
+
+
+def lines_of(path: Path) -> Iterator[bytes | bytearray]:
+    """Lines of a file of which nothing else is asked; as `lines`."""
+    file = InputFile(path)
+    try:
+        yield from lines(path, file)
+    finally:
+        file.close()
 
 
 class _Sink(Protocol):

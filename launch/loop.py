@@ -266,6 +266,12 @@ class Supervisor:
             if len(ends) + len(reported) > n_told:
                 n_told, told_at = len(ends) + len(reported), time.monotonic()
             waited = time.monotonic() - told_at
+            if process is None and waited > self.job.silent_s + MISSING_S and not is_over(attempt, ends, reported):
+                gone = self._gone(attempt)
+                if gone:  # whoever lives had to leave word by now; Slurm lists a step with a lost node for as long as it likes
+                    self.tell(f"{gone} does not answer, and no rank has told of it for {waited:.0f} s; not waiting for any")
+                    return
+                told_at = time.monotonic()
             if not any(end.kind not in GOOD for end in ends):
                 if len(ends) == attempt.n_ranks and waited > SETTLE_GOOD_S:
                     self.tell("all ranks have ended; what is left of them is killed")
@@ -276,6 +282,12 @@ class Supervisor:
                 told = f"{len(ends)} of {attempt.n_ranks} ranks left word; not waiting for {ranks}"
                 self.tell(told if missing else "all ranks have ended; what is left of them is killed")
                 return
+
+    def _gone(self, attempt: Attempt) -> str:
+        """Those nodes of an attempt, among the lost, that do not answer."""
+        lost = [node for node in attempt.nodes if node in self.lost]
+        answered = self.site.probe(lost, len(lost)) if lost else []
+        return " ".join(node for node in lost if node not in answered)
 
     def _some_run(self, every_s: float = 0.0) -> bool:
         time.sleep(2 * POLL_S)

@@ -27,6 +27,9 @@ PAGE = 5
 MULTIPART = 100_000
 """Bytes from which an upload goes by parts."""
 PART = 40_000
+WRITER = "hf_writertoken0123456789"
+READER = "hf_readertoken0123456789"
+"""Tokens of users who may write, and may not."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class Hub:
     """State of the hub; `endpoint` is its address."""
 
     def __init__(self) -> None:
-        self.tokens = {"hf_writertoken0123456789": "write", "hf_readertoken0123456789": "read"}
+        self.tokens = {WRITER: "write", READER: "read"}
         self.repos: dict[str, Repo] = {}
         self.storage: dict[str, bytes] = {}
         """LFS objects by SHA-256."""

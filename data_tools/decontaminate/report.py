@@ -10,7 +10,7 @@ import numpy as np
 
 from data_tools.decontaminate.config import DecontaminateConfig
 from data_tools.decontaminate.index import EvalIndex
-from data_tools.files import InputFile, lines
+from data_tools.files import lines_of
 from data_tools.work.counts import Counts
 from data_tools.work.part import PartContext
 
@@ -82,7 +82,7 @@ def _places(folder: Path, parts: list[str], index: EvalIndex, is_found: np.ndarr
 def _contaminated(path: Path) -> Iterator[dict[str, Any]]:
     """Of one part; there is no file if no document of it is contaminated."""
     if path.exists():
-        for raw in lines(path, InputFile(path)):
+        for raw in lines_of(path):
             yield msgspec.json.decode(raw)
 
 

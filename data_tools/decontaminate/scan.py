@@ -12,7 +12,7 @@ from data_tools.decontaminate.config import DecontaminateConfig
 from data_tools.decontaminate.index import EvalIndex
 from data_tools.decontaminate.words import grams, windows, words
 from data_tools.documents import Line
-from data_tools.files import InputFile, LineWriter, lines
+from data_tools.files import LineWriter, lines_of
 from data_tools.work.part import PartContext
 
 Hit = tuple[int, int, int]
@@ -103,7 +103,7 @@ def write_attributes(context: PartContext, config: DecontaminateConfig) -> None:
 
 
 def _read_hits(path: Path) -> Iterator[tuple[str, str, int, int, list[Hit]]]:
-    for raw in lines(path, InputFile(path)):
+    for raw in lines_of(path):
         yield msgspec.json.decode(raw, type=tuple[str, str, int, int, list[Hit]])
 
 

@@ -6,7 +6,7 @@ members (per range of clusters) -> attributes (per file). What lies between them
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,6 @@ from data_tools.dedupe.clusters import Table, connect, ranges_of, written
 from data_tools.dedupe.config import DedupeConfig, MinhashConfig
 from data_tools.dedupe.signatures import (
     DOCUMENT,
-    MOST_FILES,
-    MOST_SOURCES,
     NO_DOCUMENT,
     Scratch,
     file_and_line,
@@ -30,7 +28,6 @@ from data_tools.dedupe.sorted_pairs import PairWriter, pairs_in_memory, read_gro
 from data_tools.work.counts import Counts, add_counts, count
 from data_tools.work.part import Part, PartContext
 from data_tools.work.stage import Stage
-from olmo_train.errors import ConfigError
 
 WINDOW = 2**14
 """Lines of a file whose clusters are looked up at once."""
@@ -53,15 +50,7 @@ def minhash_problems(config: MinhashConfig) -> list[str]:
 
 
 def run_minhash(stage: Stage, files: list[DocumentFile], config: DedupeConfig) -> Counts:
-    """All phases, in a stage that is open; returns the totals. `scratch` in its folder is not needed afterwards.
-
-    Raises:
-        ConfigError: more files or sources with a priority than numbers have room for.
-    """
-    if len(files) > MOST_FILES:
-        raise ConfigError(f"documents: {len(files):,} files, more than the {MOST_FILES:,} of one run; make larger files")
-    if len(config.priority) > MOST_SOURCES:
-        raise ConfigError(f"priority: {len(config.priority)} sources, more than {MOST_SOURCES}; leave out the last ones")
+    """All phases, in a stage that is open; returns the totals. `scratch` in its folder is not needed afterwards."""
     folder, most, names = stage.folder / "scratch", pairs_in_memory(config.memory_mb), part_names(files)
     scratch = Scratch(folder / "signatures", names, config.minhash, list(config.priority))
     parts = [Part(n, (i, f), f.path.stat().st_size) for i, (n, f) in enumerate(zip(names, files, strict=True))]
@@ -84,17 +73,17 @@ def run_minhash(stage: Stage, files: list[DocumentFile], config: DedupeConfig) -
 
 
 def _totals(phases: Sequence[Sequence[Any]]) -> Counts:
-    signatures, *others = [add_counts({}, {}) for _ in phases]
-    for total, records in zip([signatures, *others], phases, strict=True):
-        for record in records:
-            add_counts(total, record.counts)
+    signatures, *others = phases
+    read: Counts = {}
+    for record in signatures:
+        add_counts(read, record.counts)
     totals: Counts = {
-        "documents_in": signatures.get("documents", 0),
-        "text_bytes_in": signatures.get("text_bytes", 0),
-        **{name: signatures.get(name, 0) for name in ("documents_without_words", "short_documents")},
+        "documents_in": read.get("documents", 0),
+        "text_bytes_in": read.get("text_bytes", 0),
+        **{name: read.get(name, 0) for name in ("documents_without_words", "short_documents")},
     }
-    for more in others:
-        add_counts(totals, more)
+    for record in chain.from_iterable(others):
+        add_counts(totals, record.counts)
     return totals
 
 

@@ -26,7 +26,6 @@ DOCUMENT = np.dtype([("id_end", "<u8"), ("bytes", "<u8"), ("chars", "<u4"), ("so
 """End of its id in the file of ids, size of its text in UTF-8 and in characters, the source's place in the part's `by_source`."""
 NO_DOCUMENT = 2**32 - 1
 """Source of a line that is no document."""
-MOST_FILES, MOST_SOURCES = 2**24, 255
 _BUFFER = 4096
 """Lines that are written at once, and looked up at once."""
 _EIGHT, _FIFTY_SIX = np.uint64(8), np.uint64(56)

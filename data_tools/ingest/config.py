@@ -8,6 +8,7 @@ from enum import StrEnum
 from omegaconf import MISSING
 
 from data_tools.documents import SOURCE
+from data_tools.files import Compression
 from data_tools.work.config import StageConfig, stage_problems
 
 MEMORY_PER_MB = 60
@@ -62,14 +63,6 @@ class Newlines(StrEnum):
 
     KEEP = "keep"
     LF = "lf"
-
-
-class Compression(StrEnum):
-    """Of what is written."""
-
-    ZST = "zst"
-    GZ = "gz"
-    NONE = "none"
 
 
 @dataclass

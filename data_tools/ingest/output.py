@@ -8,14 +8,14 @@ from typing import Any
 import msgspec
 
 from data_tools.documents import LONG, SOURCE, Line, Reason, Reject, without_surrogates
+from data_tools.files import Compression
 from data_tools.id_index import DocumentWriter
 from data_tools.ingest.candidate import Candidate, text_pieces
-from data_tools.ingest.config import Compression, Newlines, Unicode
+from data_tools.ingest.config import Newlines, Unicode
 from data_tools.work.counts import count
 from data_tools.work.part import PartContext
 
 MB = 2**20
-ENDINGS = {Compression.ZST: ".jsonl.zst", Compression.GZ: ".jsonl.gz", Compression.NONE: ".jsonl"}
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Output:
         if self._writer is not None and self._writer.size >= self.options.max_file_bytes:
             self.close()
         if self._writer is None:
-            name = f"{self.source}/{self.number:05d}-{self._files:03d}{ENDINGS[self.options.compression]}"
+            name = f"{self.source}/{self.number:05d}-{self._files:03d}{self.options.compression.ending}"
             documents = self.context.output(Path(self.options.dataset, "documents", name))
             ids = self.context.output(self.context.folder / "ids" / f"{name}.idx")
             self._writer = DocumentWriter(documents, ids)

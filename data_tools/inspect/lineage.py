@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from data_tools.files import InputFile, lines
+from data_tools.files import lines_of
 from data_tools.work.part import Record
 from olmo_train.errors import ShardError
 
@@ -105,12 +105,8 @@ class StageFolder:
     def kept(self, kind: str) -> Iterator[KeptLine]:
         """Lines of one kind, file by file."""
         for path in sorted((self.folder / kind).glob("*.jsonl.zst")):
-            file = InputFile(path)
-            try:
-                for number, raw in enumerate(lines(path, file), 1):
-                    yield KeptLine(kind, path, number, bytes(raw))
-            finally:
-                file.close()
+            for number, raw in enumerate(lines_of(path), 1):
+                yield KeptLine(kind, path, number, bytes(raw))
 
     def locate(self, recorded: str) -> Path | None:
         """A file that a stage read, by the name it was recorded with; None: not found.

@@ -6,23 +6,11 @@ from enum import StrEnum
 
 from omegaconf import MISSING
 
+from data_tools.files import Compression
 from data_tools.work.config import StageConfig, stage_problems
 
 NAME = re.compile(r"\w[\w.-]*")
 """Of a source: it names a folder."""
-
-
-class Compression(StrEnum):
-    """Of the documents that are written."""
-
-    ZST = "zst"
-    GZ = "gz"
-    NONE = "none"
-
-    @property
-    def ending(self) -> str:
-        """Of a file's name."""
-        return ".jsonl" if self is Compression.NONE else f".jsonl.{self.value}"
 
 
 class WhenSmall(StrEnum):

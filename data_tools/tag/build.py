@@ -28,10 +28,10 @@ NEEDS = {
 class Taggers:
     """All that a config names. Made once per process."""
 
-    def __init__(self, config: TagConfig) -> None:
+    def __init__(self, config: TagConfig, scratch: Path | None) -> None:
         self._config, names = config, config.taggers
         self._rules = [name for name in names if name in NEEDS]
-        self._scanner = Scanner(_together([NEEDS[name] for name in self._rules]), config.memory_mb)
+        self._scanner = Scanner(_together([NEEDS[name] for name in self._rules]), config.memory_mb, scratch=scratch)
         self._naughty = c4.NaughtyWords(Path(config.c4.naughty_words)) if "c4" in names and config.c4.naughty_words else None
         self._repetitions: repetition.Repetitions | None = None
         if config.tokenizer and ("repetition" in names or "length" in names):
@@ -117,11 +117,11 @@ def _together(needs: list[Needs]) -> Needs:
     )
 
 
-def build_taggers(config: TagConfig) -> Taggers:
-    """Those of this process: made once for equal configs."""
-    return _build(json.dumps(to_plain(config), sort_keys=True))
+def build_taggers(config: TagConfig, scratch: Path | None = None) -> Taggers:
+    """Those of this process: made once for equal configs. `scratch`: where the words of a long document may lie meanwhile."""
+    return _build(json.dumps(to_plain(config), sort_keys=True), scratch)
 
 
 @cache
-def _build(config: str) -> Taggers:
-    return Taggers(to_dataclass(json.loads(config), TagConfig))
+def _build(config: str, scratch: Path | None) -> Taggers:
+    return Taggers(to_dataclass(json.loads(config), TagConfig), scratch)

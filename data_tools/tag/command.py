@@ -70,7 +70,7 @@ def tag_file(context: PartContext, config: TagConfig) -> None:
     from data_tools.tag.build import build_taggers
 
     file: DocumentFile = context.part.payload
-    taggers = build_taggers(config)
+    taggers = build_taggers(config, context.folder)
     by_source: Counts = {}
     writer = AttributeWriter(context.output(file.attributes(config.name)))
     for batch in batches(context.read(file.path)):

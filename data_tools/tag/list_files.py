@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_tools.files import CutShortError, InputFile, lines
+from data_tools.files import CutShortError, lines_of
 from olmo_train.errors import ConfigError
 
 
@@ -31,13 +31,9 @@ def list_lines(path: Path) -> Iterator[str]:
     """
     number = 0
     try:
-        file = InputFile(path)
-        try:
-            for raw in lines(path, file):
-                number += 1
-                yield raw.decode("utf-8").strip("\ufeff \t\r\v\f")
-        finally:
-            file.close()
+        for raw in lines_of(path):
+            number += 1
+            yield raw.decode("utf-8").strip("\ufeff \t\r\v\f")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: line {number} is not UTF-8: {error.reason}; convert the file") from None
     except CutShortError as error:

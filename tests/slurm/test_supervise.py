@@ -1,6 +1,8 @@
 """The supervisor on a real Slurm, with ranks that are quick to start: they count, save, and watch each other by files."""
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -102,6 +104,10 @@ class Started:
     def wait_for_step(self, step: int) -> None:
         wait_until(lambda: newest_step(self.run_dir) >= step, f"step {step} is saved", story=self.story)
 
+    def wait_for_guard(self) -> None:
+        """Wait for the guard itself: its start alone the loss of a node would end."""
+        wait_until(lambda: pythons("launch.supervise", self.folder, "--guard"), "a guard runs", story=self.story)
+
     def wait_for_end(self, state: str) -> dict[str, str]:
         wait_until(lambda: self.cluster.state(self.id) == state, f"job {self.id} is {state}", story=self.story)
         return self.cluster.job(self.id)
@@ -114,16 +120,17 @@ class Started:
         return [attempt.action for attempt in history(self.folder)]
 
 
-def is_guarded(folder: Path) -> bool:
-    """Whether the guard of a job is more than a start that the loss of a node would end."""
+def pythons(*words: object) -> list[int]:
+    """Process ids of Pythons with all these words on their command line."""
+    found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            words = (process / "cmdline").read_text().split("\0")
+            line = (process / "cmdline").read_text().split("\0")
         except (OSError, UnicodeDecodeError):
             continue
-        if words[0] == sys.executable and {"launch.supervise", str(folder), "--guard"} <= set(words):
-            return True
-    return False
+        if line[0] == sys.executable and set(map(str, words)) <= set(line):
+            found.append(int(process.name))
+    return found
 
 
 @pytest.mark.slow
@@ -146,7 +153,7 @@ def test_a_lost_node_costs_seconds_and_no_queue(cluster: Cluster, tmp_path: Path
 def test_the_loss_of_the_node_of_the_batch_script_is_taken_over(cluster: Cluster, tmp_path: Path) -> None:
     job = Started(cluster, tmp_path / "run", 60, "count")
     job.wait_for_step(3)
-    wait_until(lambda: is_guarded(job.folder), "the guard itself runs, not only srun", story=job.story)
+    job.wait_for_guard()
     lost = cluster.nodes_of(job.id)[0]
     cluster.kill_node(lost)
     job.wait_for("nothing, all is done")
@@ -155,6 +162,25 @@ def test_the_loss_of_the_node_of_the_batch_script_is_taken_over(cluster: Cluster
     assert lost not in history(job.folder)[1].nodes
     job.wait_for_end("CANCELLED")  # its batch script is lost: nothing else can end it
     assert newest_step(job.run_dir) == 60
+
+
+def test_ranks_that_went_without_a_word_are_not_waited_for(cluster: Cluster, tmp_path: Path) -> None:
+    job = Started(cluster, tmp_path / "run", 40, "count")
+    job.wait_for_step(3)
+    job.wait_for_guard()
+    lost = cluster.nodes_of(job.id)[0]
+    cluster.hang_node(lost)  # so that srun ends nobody
+    ranks = pythons(job.run_dir / "rank.py")
+    assert len(ranks) == 3
+    for pid in ranks:
+        os.kill(pid, signal.SIGKILL)
+    cluster.kill_node(lost)
+    job.wait_for("nothing, all is done")
+    assert f"{lost} does not answer, and no rank has told of it for " in job.story()
+    assert "the ranks went with their supervisor, and left no word" in job.story()
+    assert job.actions() == ["again", "finished"]
+    assert lost not in history(job.folder)[1].nodes
+    job.wait_for_end("CANCELLED")
 
 
 def test_a_rank_that_left_its_word_and_stays_is_ended(cluster: Cluster, tmp_path: Path) -> None:

@@ -17,11 +17,10 @@ from checkpoints.release import revision_name
 from olmo_train.config.train import Device
 from olmo_train.errors import CheckpointError, ConfigError
 from olmo_train.step_folder import step_name
-from tests.hub_server import serve_hub
+from tests.hub_server import WRITER, serve_hub
 from tests.runs import metrics, run_training, small
 from tests.texts import VOCAB, TextCorpus
 
-WRITER = "hf_writertoken0123456789"
 """Who may write on the hub of the tests."""
 TEXTS = (Text("the red cat sees a dog"), Text("dog", context="a cat sees the"))
 ON_CPU = SeriesOptions(device=Device.CPU, texts=TEXTS)

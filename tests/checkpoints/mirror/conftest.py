@@ -1,5 +1,5 @@
 """An S3 of this machine, as for publishing."""
 
-from tests.checkpoints.publish.conftest import moto, s3
+from tests.stores import moto, s3
 
 __all__ = ["moto", "s3"]

@@ -17,9 +17,8 @@ from checkpoints.publish.staging import Staged
 from checkpoints.publish.stores import open_store
 from checkpoints.release import MANIFEST
 from olmo_train.errors import CheckpointError, ConfigError
-from tests.checkpoints.publish.conftest import READER, WRITER
 from tests.checkpoints.publish.places import at_once, dies_after, is_whole, put, staged, target_at
-from tests.hub_server import Entry, Fault, Hub
+from tests.hub_server import READER, WRITER, Entry, Fault, Hub
 
 NAME = "owner/first"
 PLACE = f"hub:{NAME}"

@@ -19,9 +19,8 @@ from checkpoints.publish.stores import open_store
 from checkpoints.release import read_index, read_release
 from checkpoints.run_files import Evaluation, add_evaluation
 from olmo_train.errors import EXIT_FAILED, EXIT_USAGE, CheckpointError, ConfigError, run_command
-from tests.checkpoints.publish.conftest import WRITER
 from tests.checkpoints.publish.places import at_once, contents, is_whole
-from tests.hub_server import Fault, Hub
+from tests.hub_server import WRITER, Fault, Hub
 
 STEPS = [0, 1, 2, 4, 5, 10]
 NAMES = [f"stage1-step{step}-tokens0B" for step in STEPS]

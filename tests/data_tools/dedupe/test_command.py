@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.dedupe import command
 from data_tools.dedupe.command import main
 from tests.data_tools.dedupe.corpora import contents, corpus, remove, run, write
 from tests.data_tools.texts import refusal
@@ -93,6 +94,17 @@ def test_all_problems_of_a_config_are_told_at_once(capsys: pytest.CaptureFixture
         assert problem in told
     many = refusal(main, ["documents=[x]", "name=x", f"priority=[{','.join(f's{i}' for i in range(256))}]"], capsys)
     assert many == "priority names 256 sources, at most 255 can be told apart"
+
+
+def test_more_files_than_numbers_have_room_for_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "MOST_FILES", 1)  # 16,777,216 files are too many for a test
+    for name in ("x", "y"):
+        write(tmp_path / f"documents/{name}.jsonl", [])
+    told = refusal(main, [f"documents=[{tmp_path}]", "name=x"], capsys)
+    assert told == "documents: 2 files are more than 1; give larger ones"
+    assert not (tmp_path / "stages").exists()
 
 
 def test_a_priority_that_no_document_has_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,14 +18,13 @@ from data_tools.datasets import DocumentFile, read_attributes
 from data_tools.dedupe import minhash, sorted_pairs
 from data_tools.dedupe.clusters import connect
 from data_tools.dedupe.config import MinhashConfig
-from data_tools.dedupe.minhash import minhash_problems, run_minhash
+from data_tools.dedupe.minhash import minhash_problems
 from data_tools.dedupe.signatures import Hasher
 from data_tools.dedupe.sorted_pairs import MOST, PairWriter, read_pairs
 from data_tools.documents import LONG, Line
 from data_tools.files import LineWriter
 from data_tools.work.config import StageConfig
 from data_tools.work.stage import Plan, Stage
-from olmo_train.errors import ConfigError
 from tests.data_tools.dedupe.minhash_runs import config_of, edited, jaccard, read_all, results, run, shingles, words
 from tests.data_tools.texts import write_lines
 
@@ -371,15 +370,3 @@ def test_bad_fields_are_told_together() -> None:
         "minhash.tokenizer=nowhere.json does not exist; give a tokenizer.json, or null for words",
     ]
     assert minhash_problems(MinhashConfig()) == []
-
-
-def test_more_sources_or_files_than_numbers_have_room_for_are_refused(tmp_path: Path) -> None:
-    write_lines(tmp_path / "documents/x.jsonl", [{"id": "1", "source": "s", "text": "x"}])
-    with pytest.raises(ConfigError, match="priority: 256 sources, more than 255; leave out the last ones"):
-        run(config_of(tmp_path, priority=[str(i) for i in range(256)]))
-    files = [DocumentFile("x", "y")] * (2**24 + 1)
-    with (
-        Stage(tmp_path / "s", Plan("x", {}, []), StageConfig()) as stage,
-        pytest.raises(ConfigError, match="documents: 16,777,217 files, more than the 16,777,216 of one run; make larger files"),
-    ):
-        run_minhash(stage, files, config_of(tmp_path))
