@@ -4,8 +4,9 @@ python benchmarks/data_corpus.py /tmp/corpus --mb 300
 python benchmarks/data.py /tmp/corpus --tokenizer FILE [--dolma VENV] [--datatrove VENV] [--peer-files 4] [--repeats 3]
 
 The peers need virtual environments of their own (dolma 1.2.1: numpy<2, tokenizers<=0.19.1): `pip install --no-deps dolma`
-and what it imports; `pip install datatrove spacy tokenizers`. They are slow, so they may get the first files of the corpus only;
-rates are per byte of text. Peak memory is that of the largest process of a side.
+and what it imports; `pip install datatrove spacy tokenizers`. Where they are slow they get the first files of the corpus only;
+rates are per byte of text. One process is one core. Peak memory is that of the largest process of a side, but of datatrove's
+workers, for which nobody waits.
 """
 
 import argparse
@@ -29,6 +30,8 @@ from data_tools.documents import read_lines
 from olmo_train.tokenizer import Tokenizer
 
 STAGES = ("tokenize", "exact", "paragraph", "minhash", "rules")
+SLOW = ("tokenize", "minhash", "rules")
+"""Where the peers take minutes, far more than their start: they get a part of the corpus."""
 OLMO = [sys.executable, "-m", "olmo_train.cli", "data"]
 
 
@@ -68,7 +71,9 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--dolma", type=Path, help="virtual environment with dolma")
     parser.add_argument("--datatrove", type=Path, help="virtual environment with datatrove and spacy")
-    parser.add_argument("--peer-files", type=int, default=4, help="files of the corpus that the peers get (default: %(default)s)")
+    parser.add_argument(
+        "--peer-files", type=int, default=4, help="files that the peers get of slow stages (default: %(default)s)"
+    )
     parser.add_argument("--stages", nargs="*", choices=STAGES, default=list(STAGES))
     parser.add_argument("--processes", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--repeats", type=int, default=3, help="of ours (default: %(default)s); peers run once")
@@ -119,7 +124,7 @@ def measure(stage: str, whole: Corpus, part: Corpus, args: argparse.Namespace) -
     sides += [("datatrove", datatrove)] if args.datatrove else []
     for _, side in sides:
         for processes in args.processes:
-            if (measured := side(stage, part, processes, args)) is not None:
+            if (measured := side(stage, part if stage in SLOW else whole, processes, args)) is not None:
                 yield measured
 
 
@@ -183,14 +188,17 @@ def datatrove(stage: str, corpus: Corpus, processes: int, args: argparse.Namespa
     script = Path(__file__).with_name("data_peers.py")
     python = args.datatrove.absolute() / "bin" / "python"
     words = [stage, str(corpus.folder / "documents"), str(out), str(args.tokenizer.absolute()), str(processes)]
-    seconds, peak = timed([str(python), str(script), *words])
+    seconds, peak = timed([str(python), "-P", str(script), *words])  # -P: or spacy takes profile.py beside it for Python's
     return Measured("datatrove", processes, seconds, corpus.megabytes, corpus.tokens if stage == "tokenize" else None, peak)
 
 
 def timed(command: list[str]) -> tuple[float, float]:
     """Seconds of a command, and MB of its largest process."""
     began = time.perf_counter()
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "RAYON_NUM_THREADS": "1",
+    }  # tokenizers would take all cores for one process
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as child:
         assert child.stdout is not None
         said = child.stdout.read()

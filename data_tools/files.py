@@ -152,15 +152,16 @@ def lines(path: Path, file: InputFile) -> Iterator[bytes | bytearray]:
             continue
         if tail:
             tail += first
-            yield tail
-            tail = bytearray()
+            whole, tail = [tail], bytearray()
+            yield whole.pop()  # nobody holds it here, so that whoever is done with it can let go of it
         else:
             yield first
         last = rest.pop()
         yield from rest
         tail += last
     if tail:
-        yield tail
+        whole, tail = [tail], bytearray()
+        yield whole.pop()
 
 
 def lines_of(path: Path) -> Iterator[bytes | bytearray]:

@@ -1,7 +1,8 @@
 """Paragraphs of documents, of whatever length, in bounded memory: their keys, lengths, and whether they have words."""
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import AnyStr
 
 import numpy as np
 import xxhash
@@ -10,6 +11,8 @@ from data_tools.documents import Line
 
 PIECE = 2**18
 """Characters (or bytes of JSON) of a text that are split at once: no list gets long where every line has one letter."""
+_ONLY_STR = (b"\x1c", b"\x1d", b"\x1e", b"\x1f")
+"""White space for `str`, and not for `bytes`."""
 LONG = 2**16
 """Characters from which a paragraph that goes on in the next piece is hashed bit by bit."""
 
@@ -51,6 +54,8 @@ class Splitter:
         """Use up what ends within the piece; returns its bytes."""
         text = self._rest + piece
         data = text.encode()
+        if len(data) == len(text) and self._open is None and not any(map(data.__contains__, _ONLY_STR)):
+            return self._feed_ascii(data)
         size = len(data) - (len(self._rest) if self._rest.isascii() else len(self._rest.encode()))
         parts = text.split(self._separator)
         self._rest = parts.pop()
@@ -60,21 +65,38 @@ class Splitter:
             del parts[0]
         if parts:
             self._add(parts, data)
+        self._cut_rest()
+        return size
+
+    def _feed_ascii(self, data: bytes) -> int:
+        """The same of characters that are a byte each: no paragraph becomes a string."""
+        size = len(data) - len(self._rest)
+        parts = data.split(self._bytes)
+        self._rest = parts.pop().decode()
+        self._note(parts, parts, bytes.isspace)
+        self._cut_rest()
+        return size
+
+    def _cut_rest(self) -> None:
+        """Of a paragraph that is long already, only the end is held."""
         if len(self._rest) > LONG:
             cut = len(self._rest) - len(self._separator) + 1  # the separator may have begun
             self._open = self._open or _OpenParagraph()
             self._open.add(self._rest[:cut])
             self._rest = self._rest[cut:]
-        return size
 
     def _add(self, parts: list[str], data: bytes) -> None:
         """Whole paragraphs, and the bytes they and more are in."""
-        self._keys += b"".join(map(xxhash.xxh3_128_digest, data.split(self._bytes, len(parts))[: len(parts)]))
+        self._note(data.split(self._bytes, len(parts))[: len(parts)], parts, str.isspace)
+
+    def _note(self, encoded: list[bytes], parts: Sequence[AnyStr], is_space: Callable[[AnyStr], bool]) -> None:
+        """Whole paragraphs: their bytes, and what has a character where they have one."""
+        self._keys += b"".join(map(xxhash.xxh3_128_digest, encoded))
         self._lengths.extend(map(len, parts))
         if self._min_words > 1:
             self._short.extend([len(part.split(None, self._min_words)) < self._min_words for part in parts])
         else:
-            self._short.extend(map(str.isspace, parts))
+            self._short.extend(map(is_space, parts))
 
     def _close(self, last: str) -> None:
         assert self._open is not None

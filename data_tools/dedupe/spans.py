@@ -79,7 +79,7 @@ class SpanWriter:
         """Spans of documents in order."""
         if not len(spans):
             return
-        told = list(map(b"[%d,%d,1.0]".__mod__, map(tuple, spans[:, 1:].tolist())))
+        places = spans[:, 1:].ravel().tolist()
         begins = np.flatnonzero(np.diff(spans[:, 0], prepend=-1))
         characters = np.add.reduceat(spans[:, 2] - spans[:, 1], begins).tolist()
         documents, ends = spans[begins, 0].tolist(), [*begins[1:].tolist(), len(spans)]
@@ -87,7 +87,7 @@ class SpanWriter:
             if document != self._open:
                 self._flush()
                 self._open = document
-            self._json += told[first:end]
+            self._json.append(b",".join([b"[%d,%d,1.0]"] * (end - first)) % tuple(places[2 * first : 2 * end]))
             self._characters += number
 
     def _flush(self) -> None:

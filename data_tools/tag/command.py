@@ -74,7 +74,9 @@ def tag_file(context: PartContext, config: TagConfig) -> None:
     by_source: Counts = {}
     writer = AttributeWriter(context.output(file.attributes(config.name)))
     for batch in batches(context.read(file.path)):
-        for line, (attributes, n_bytes, tokens) in zip(batch, taggers.tag(batch), strict=True):
+        found = taggers.tag(batch)
+        for line, (attributes, n_bytes, tokens) in zip(batch, found, strict=True):
+            line.release()  # attributes of a long one take memory, too
             writer.write(line.id, line.source, attributes)
             row = by_source.setdefault(line.source, {})
             count(row, "documents")

@@ -180,8 +180,13 @@ class _Items:
             if self.number <= self._most:
                 return
             self._files = [tempfile.TemporaryFile(dir=self._scratch) for _ in range(2)]  # noqa: SIM115 - closed by close
-            hashes, chars = self._joined()
+            for some in self._held:
+                self._write(*some)
             self._held = []
+        else:
+            self._write(hashes, chars)
+
+    def _write(self, hashes: np.ndarray, chars: np.ndarray) -> None:
         self._files[0].write(hashes.data)
         self._files[1].write(chars.data)
 

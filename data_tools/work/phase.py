@@ -70,6 +70,8 @@ class Phase:
         first = len(todo) * (config.task or 0) // config.n_tasks
         self.todo.extend(todo[first:] + todo[:first])  # tasks begin at different places, and so rarely ask for the same part
         self.pool = self.stage.pool() if self.stage.n_processes > 1 and len(todo) > 1 else None
+        if self.pool:
+            self.handed = self.pool.share(self.shared)
         self.before = self.pool.bytes_done() if self.pool else 0
         total = sum(part.size for part in self.parts)
         name = f"{self.stage.name} {self.name}"
@@ -158,7 +160,7 @@ class Phase:
             )
         memory, record_path = stage.config.memory_mb, self._record_path(part)
         if self.pool is not None:
-            arguments = (self.work, stage.folder, self.name, part, memory, self.shared, record_path)
+            arguments = (self.work, stage.folder, self.name, part, memory, self.handed, record_path)
             try:
                 self.flying[self.pool.submit(do_in_worker, *arguments)] = part
             except BrokenProcessPool:

@@ -3,11 +3,13 @@
 import os
 import pickle
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ class Pool:
         self.processes = processes
         self._done = context.RawArray("Q", processes)
         self._executor = ProcessPoolExecutor(processes, context, start_worker, (os.getpid(), self._done, context.Value("i", 0)))
+        self._folder = tempfile.TemporaryDirectory(prefix="olmo-work-", ignore_cleanup_errors=True)
+        self._n_shared = 0
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> "Future[Any]":
         """Raises:
@@ -41,6 +45,13 @@ class Pool:
             raise BrokenProcessPool(str(error)) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def share(self, value: Any) -> Path:
+        """What many calls are told, written once: sent with every part it may be as long as the list of parts."""
+        self._n_shared += 1
+        path = Path(self._folder.name, f"{self._n_shared}.pickle")
+        path.write_bytes(pickle.dumps(value))
+        return path
 
     def bytes_done(self) -> int:
         """By all processes so far."""
@@ -57,6 +68,7 @@ class Pool:
                 child.join(max(until - time.monotonic(), 0))
                 child.kill()
         self._executor.shutdown(wait=not at_once, cancel_futures=True)
+        self._folder.cleanup()
 
 
 def start_worker(parent: int, done: Any, counter: Any) -> None:
@@ -81,11 +93,16 @@ def tick(size: int) -> None:
     done[number % len(done)] += size
 
 
-def do_in_worker(work: Work, folder: Path, phase: str, part: Part, memory_mb: int, shared: Any, record_path: Path) -> Record:
-    """`do_part`, in a process of a pool."""
+@lru_cache(maxsize=1)
+def _shared(path: Path) -> Any:
+    return pickle.loads(path.read_bytes())
+
+
+def do_in_worker(work: Work, folder: Path, phase: str, part: Part, memory_mb: int, shared: Path, record_path: Path) -> Record:
+    """`do_part`, in a process of a pool; `shared` is what `Pool.share` returned."""
     _is_busy.set()
     try:
-        return do_part(work, PartContext(folder, phase, part, tick, memory_mb), shared, record_path)
+        return do_part(work, PartContext(folder, phase, part, tick, memory_mb), _shared(shared), record_path)
     except SystemExit as error:
         os._exit(error.code if isinstance(error.code, int) else 1)
     except Exception as error:

@@ -1,6 +1,7 @@
 """Parts are done once, whole or not at all, by however many processes, whatever kills them."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from typing import Any
 import pytest
 
 from data_tools.files import InputFile, LineWriter, lines
-from data_tools.work.config import DocumentsConfig, stage_problems
+from data_tools.work.config import DocumentsConfig, StageConfig, stage_problems
+from data_tools.work.counts import Counts, add_counts
+from data_tools.work.part import Part, PartContext
+from data_tools.work.stage import Plan, Stage
 from olmo_train.errors import ShardError
 from tests.data_tools.texts import write_lines
 from tests.data_tools.work.counting import run
@@ -197,3 +201,32 @@ def test_bad_fields_are_told_together() -> None:
     ]
     assert stage_problems(DocumentsConfig(n_tasks=0, documents=["x"])) == ["n_tasks=0 must be positive"]
     assert stage_problems(DocumentsConfig(n_tasks=2, documents=["x"])) == ["n_tasks=2 needs task, the number of this one"]
+
+
+class Told:
+    """What parts are told; counts how often it was packed for another process."""
+
+    packed = 0
+
+    def __reduce__(self) -> tuple[type["Told"], tuple[()]]:
+        Told.packed += 1
+        return Told, ()
+
+
+def note_told(context: PartContext, shared: Told) -> None:
+    """Which object this process was told, which is one for all of its parts."""
+    context.counts.update(told={f"{os.getpid()} {id(shared)}": 1}, workers={str(os.getpid()): 1})
+
+
+def test_what_all_parts_are_told_is_sent_once_and_not_with_each(tmp_path: Path) -> None:
+    Told.packed = 0
+    with Stage(tmp_path / "s", Plan("told", {}, []), StageConfig(processes=2)) as stage:
+        records = stage.run("told", [Part(str(i), None) for i in range(20)], note_told, Told())
+        folder = Path(stage.pool()._folder.name)
+        assert [path.name for path in folder.iterdir()] == ["1.pickle"]
+    total: Counts = {}
+    for record in records:
+        add_counts(total, record.counts)
+    assert Told.packed == 1
+    assert len(total["told"]) == len(total["workers"])
+    assert not folder.exists()
