@@ -6,23 +6,27 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test chaos lint clean
+.PHONY: demo test chaos lint style clean
 
 demo: .venv/runtime
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh
 
-# Four workers on two cores: tests often wait for a cluster, a server, a process.
-test: .venv/dev .venv/browser .venv/slurm lint
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" --durations=25
+# Five workers on two cores, and types beside them: tests often wait for a cluster, a server, a process.
+test: .venv/dev .venv/browser .venv/slurm style
+	$(BIN)/mypy >.venv/types.txt 2>&1 & types=$$!; \
+	$(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" --durations=25; tests=$$?; \
+	wait $$types; types=$$?; cat .venv/types.txt; test $$types = 0 && exit $$tests
 
 # Random faults for minutes: make chaos SEED=7 MINUTES=10
 chaos: .venv/dev .venv/slurm
 	$(BIN)/python -m pytest tests/chaos -m slurm -s $(if $(SEED),--chaos-seed $(SEED)) $(if $(MINUTES),--chaos-minutes $(MINUTES))
 
-lint: .venv/dev
+lint: style
+	$(BIN)/mypy
+
+style: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 
 .venv/runtime: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
