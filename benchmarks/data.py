@@ -195,10 +195,8 @@ def datatrove(stage: str, corpus: Corpus, processes: int, args: argparse.Namespa
 def timed(command: list[str]) -> tuple[float, float]:
     """Seconds of a command, and MB of its largest process."""
     began = time.perf_counter()
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1",
-        "RAYON_NUM_THREADS": "1",
-    }  # tokenizers would take all cores for one process
+    # one thread, because tokenizers takes all cores for one process else
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "RAYON_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as child:
         assert child.stdout is not None
         said = child.stdout.read()

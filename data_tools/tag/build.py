@@ -28,10 +28,10 @@ NEEDS = {
 class Taggers:
     """All that a config names. Made once per process."""
 
-    def __init__(self, config: TagConfig, scratch: Path | None) -> None:
+    def __init__(self, config: TagConfig) -> None:
         self._config, names = config, config.taggers
         self._rules = [name for name in names if name in NEEDS]
-        self._scanner = Scanner(_together([NEEDS[name] for name in self._rules]), config.memory_mb, scratch=scratch)
+        self._scanner = Scanner(_together([NEEDS[name] for name in self._rules]), config.memory_mb)
         self._naughty = c4.NaughtyWords(Path(config.c4.naughty_words)) if "c4" in names and config.c4.naughty_words else None
         self._repetitions: repetition.Repetitions | None = None
         if config.tokenizer and ("repetition" in names or "length" in names):
@@ -69,15 +69,15 @@ class Taggers:
         """Full names of all that may be written."""
         return list(self._full.values())
 
-    def tag(self, lines: list[Line]) -> list[tuple[dict[str, Any], int, int | None]]:
-        """(attributes, bytes of text, tokens) of each document, in order."""
+    def tag(self, lines: list[Line], scratch: Path | None = None) -> list[tuple[dict[str, Any], int, int | None]]:
+        """(attributes, bytes of text, tokens) of each document, in order. `scratch`: see Scanner.scan."""
         tokens: Sequence[repetition.Tokenized | None] = [None] * len(lines)
         if self._repetitions is not None:
             tokens = self._repetitions.find(lines)
         modelled = [(tagger.name, tagger.tag(lines)) for tagger in self._models.values()]
         told = []
         for i, (line, tokenized) in enumerate(zip(lines, tokens, strict=True)):
-            found = self._scanner.scan(line)
+            found = self._scanner.scan(line, scratch)
             attributes: dict[str, Any] = {}
             for name in self._rules:
                 self._put(attributes, name, self._rule(name, found, line, tokenized))
@@ -117,11 +117,11 @@ def _together(needs: list[Needs]) -> Needs:
     )
 
 
-def build_taggers(config: TagConfig, scratch: Path | None = None) -> Taggers:
-    """Those of this process: made once for equal configs. `scratch`: where the words of a long document may lie meanwhile."""
-    return _build(json.dumps(to_plain(config), sort_keys=True), scratch)
+def build_taggers(config: TagConfig) -> Taggers:
+    """Those of this process: made once for equal configs."""
+    return _build(json.dumps(to_plain(config), sort_keys=True))
 
 
 @cache
-def _build(config: str, scratch: Path | None) -> Taggers:
-    return Taggers(to_dataclass(json.loads(config), TagConfig), scratch)
+def _build(config: str) -> Taggers:
+    return Taggers(to_dataclass(json.loads(config), TagConfig))

@@ -70,11 +70,11 @@ def tag_file(context: PartContext, config: TagConfig) -> None:
     from data_tools.tag.build import build_taggers
 
     file: DocumentFile = context.part.payload
-    taggers = build_taggers(config, context.folder)
+    taggers = build_taggers(config)
     by_source: Counts = {}
     writer = AttributeWriter(context.output(file.attributes(config.name)))
     for batch in batches(context.read(file.path)):
-        found = taggers.tag(batch)
+        found = taggers.tag(batch, context.folder)
         for line, (attributes, n_bytes, tokens) in zip(batch, found, strict=True):
             line.release()  # attributes of a long one take memory, too
             writer.write(line.id, line.source, attributes)

@@ -219,10 +219,10 @@ class _Items:
 
 class Scanner:
     """Made once per process. A sixteenth of `memory_mb` is for the table of hashes, another for the words of a document; those of
-    one that has more lie in `scratch` (None: the system's) while they are counted, range by range of their hashes."""
+    one that has more lie in a file while they are counted, range by range of their hashes."""
 
-    def __init__(self, needs: Needs, memory_mb: int = 300, chunk: int = CHUNK, scratch: Path | None = None) -> None:
-        self.needs, self.chunk, self.scratch = needs, chunk, scratch
+    def __init__(self, needs: Needs, memory_mb: int = 300, chunk: int = CHUNK) -> None:
+        self.needs, self.chunk = needs, chunk
         room = memory_mb * 2**20 // 16
         self.most_items = room // (2 * _ITEM_BYTES)  # half: they are held twice while they are joined
         slots = 2 ** ((room // _SLOT_BYTES).bit_length() - 1)
@@ -235,12 +235,12 @@ class Scanner:
         self._pass = _Pass(chunk)
         self._out = np.empty(0, np.uint8)
 
-    def scan(self, line: Line) -> Scanned:
-        """One document."""
+    def scan(self, line: Line, scratch: Path | None = None) -> Scanned:
+        """One document. `scratch`: folder for that file (None: the system's for temporary ones)."""
         walk, needs = self._pass, self.needs
         walk.begin()
         wanted = [kind for kind, is_needed in enumerate((needs.grams > 0, needs.lines, needs.paragraphs)) if is_needed]
-        items = {kind: _Items(self.most_items // (1 if kind == WORDS else 2), self.scratch) for kind in wanted}
+        items = {kind: _Items(self.most_items // (1 if kind == WORDS else 2), scratch) for kind in wanted}
         n_bytes = 0
         long_words: list[int] = []
         spans = {name: (np.array([-1, -1], np.int64), bytearray(b"[")) for name in LINE_BITS} if needs.spans else {}
