@@ -11,10 +11,11 @@ BIN := .venv/bin
 demo: .venv/runtime
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh
 
-# Five workers on two cores, and types beside them: tests often wait for a cluster, a server, a process.
+# Four workers on two cores, and types beside them: tests often wait for a cluster, a server, a process. Threads that wait for others
+# sleep: as many as here would only take each other's cores.
 test: .venv/dev .venv/browser .venv/slurm style
 	$(BIN)/mypy >.venv/types.txt 2>&1 & types=$$!; \
-	$(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" --durations=25; tests=$$?; \
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" --durations=25; tests=$$?; \
 	wait $$types; types=$$?; cat .venv/types.txt; test $$types = 0 && exit $$tests
 
 # Random faults for minutes: make chaos SEED=7 MINUTES=10

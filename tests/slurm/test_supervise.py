@@ -42,6 +42,8 @@ def end(kind, message="", bad=()):
 
 print("rank", rank, "of", size, "on", node_name(), flush=True)
 if act == "raise":
+    while rank != 1 and not (folder / "rank-00001.end.json").exists():
+        time.sleep(0.05)
     end("exception", f"rank {{rank}} raised") if rank == 1 else end("peer", "rank 1 is gone")
 if act == "stay" and folder.name == "0001":
     before = {{1: None, 2: 1, 0: 2}}[rank]  # the first to go has srun end those that have not left their word yet
