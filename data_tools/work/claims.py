@@ -46,6 +46,7 @@ class Claims:
         self._lock = threading.Lock()
         self._seen: dict[Path, tuple[int, float]] = {}
         self._thread: threading.Thread | None = None
+        self._is_over = threading.Event()
         self._me = {"machine": _machine(), "pid": os.getpid(), "start": _start_of(os.getpid())}
         self._stale_s, self._beat_s = stale_s, min(BEAT_S, stale_s / 4)
 
@@ -85,7 +86,8 @@ class Claims:
             self._held[path] = text
         self._seen.pop(path, None)
         if self._thread is None:
-            self._thread = threading.Thread(target=self._beat, daemon=True)
+            self._is_over = threading.Event()
+            self._thread = threading.Thread(target=self._beat, args=(self._is_over,), daemon=True, name="claims")
             self._thread.start()
         return True
 
@@ -98,9 +100,12 @@ class Claims:
                 path.unlink()
 
     def release_all(self) -> None:
-        """Give all back."""
+        """Give all back, and end the thread; `take` starts another."""
         for path in list(self._held):
             self.release(path)
+        if self._thread is not None:
+            self._is_over.set()
+            self._thread = None
 
     def _is_dead(self, path: Path) -> bool:
         """Whether the holder of a claim died, as far as one can see."""
@@ -121,9 +126,8 @@ class Claims:
             return False
         return time.monotonic() - before[1] > self._stale_s
 
-    def _beat(self) -> None:
-        while True:
-            time.sleep(self._beat_s)
+    def _beat(self, is_over: threading.Event) -> None:
+        while not is_over.wait(self._beat_s):
             with self._lock:
                 held = list(self._held)
             for path in held:

@@ -10,7 +10,9 @@ from checkpoints.inspect.observe import Observation, observe
 from checkpoints.load import load_model
 from checkpoints.opening import Checkpoint, open_checkpoint
 from olmo_train.model.transformer import Transformer
+from tests.stores import hub
 
+__all__ = ["hub"]
 CPU = torch.device("cpu")
 
 

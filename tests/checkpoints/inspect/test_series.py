@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 
 from checkpoints.inspect.heldout import HeldoutOptions
 from checkpoints.inspect.measures import SeriesResult, What
@@ -17,11 +17,10 @@ from checkpoints.release import revision_name
 from olmo_train.config.train import Device
 from olmo_train.errors import CheckpointError, ConfigError
 from olmo_train.step_folder import step_name
-from tests.hub_server import WRITER, serve_hub
+from tests.hub_server import WRITER, Hub
 from tests.runs import metrics, run_training, small
 from tests.texts import VOCAB, TextCorpus
 
-"""Who may write on the hub of the tests."""
 TEXTS = (Text("the red cat sees a dog"), Text("dog", context="a cat sees the"))
 ON_CPU = SeriesOptions(device=Device.CPU, texts=TEXTS)
 
@@ -169,24 +168,16 @@ def test_releases_measure_as_the_run_they_come_from(
     assert measure_series(str(store / "stage1-step10-tokens0B"), options).checkpoints[0].heldout == ours[1].heldout
 
 
-def test_releases_on_a_hub_are_measured_too(
-    store: Path, measured: tuple[Path, SeriesResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with serve_hub() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        monkeypatch.setenv("HF_TOKEN", WRITER)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf cache"))
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        api = HfApi(endpoint=hub.endpoint, token=WRITER)
-        api.create_repo("owner/first")
-        for release in ("stage1-step5-tokens0B", "stage1-step10-tokens0B"):
-            api.create_branch("owner/first", branch=release)
-            api.upload_folder(repo_id="owner/first", folder_path=str(store / release), revision=release)
-        addresses = [f"owner/first@stage1-step{step}-tokens0B" for step in (5, 10)]
-        assert find_checkpoints("owner/first") == find_checkpoints("hub:owner/first") == addresses
-        options = SeriesOptions(steps=(5, 10), what=frozenset({What.NORMS}), device=Device.CPU)
-        found = measure_series("owner/first", options).checkpoints
+def test_releases_on_a_hub_are_measured_too(store: Path, measured: tuple[Path, SeriesResult], hub: Hub) -> None:
+    api = HfApi(endpoint=hub.endpoint, token=WRITER)
+    api.create_repo("owner/first")
+    for release in ("stage1-step5-tokens0B", "stage1-step10-tokens0B"):
+        api.create_branch("owner/first", branch=release)
+        api.upload_folder(repo_id="owner/first", folder_path=str(store / release), revision=release)
+    addresses = [f"owner/first@stage1-step{step}-tokens0B" for step in (5, 10)]
+    assert find_checkpoints("owner/first") == find_checkpoints("hub:owner/first") == addresses
+    options = SeriesOptions(steps=(5, 10), what=frozenset({What.NORMS}), device=Device.CPU)
+    found = measure_series("owner/first", options).checkpoints
     assert [c.where for c in found] == addresses
     ours = [c.norms.all for c in measured[1].checkpoints if c.step in (5, 10) and c.norms is not None]
     assert [c.norms.all.norm for c in found if c.norms is not None] == pytest.approx([norm.norm for norm in ours], rel=1e-12)

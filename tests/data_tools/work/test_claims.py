@@ -39,7 +39,7 @@ def test_a_claim_that_another_machine_does_not_renew_is_taken_over(tmp_path: Pat
         assert not claims.take(path)
         time.sleep(0.06)
     assert take_at_last(claims, path)
-    claims.release(path)
+    claims.release_all()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -53,7 +53,7 @@ def test_a_holder_that_ended_here_is_dead_even_if_its_parent_does_not_ask_for_it
 
 
 def test_one_of_five_that_wait_takes_over(tmp_path: Path) -> None:
-    everybody = [Claims(stale_s=0) for _ in range(5)]
+    before, everybody = set(threading.enumerate()), [Claims(stale_s=0) for _ in range(5)]
     for number in range(50):
         path = tmp_path / f"{number}.claim"
         path.write_text(ELSEWHERE)
@@ -74,6 +74,14 @@ def test_one_of_five_that_wait_takes_over(tmp_path: Path) -> None:
         assert len(took) == 1
         took[0].release_all()
     assert list(tmp_path.iterdir()) == []
+    for claims in everybody:
+        claims.release_all()
+    deadline = time.monotonic() + 60
+    while (
+        left := {thread for thread in threading.enumerate() if thread.name == "claims"} - before
+    ) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not left
 
 
 def test_a_claim_that_was_taken_over_is_not_given_back_by_its_first_holder(tmp_path: Path) -> None:
