@@ -1,6 +1,6 @@
 """Text that lies on this machine, as Dolma documents with planted copies: what the data stages are measured on.
 
-python benchmarks/data_corpus.py FOLDER [--mb 300] [--shards 24]
+python benchmarks/data_corpus.py FOLDER [--mb 300] [--shards 24 | --one-document]
 
 FOLDER/documents/shard-00.jsonl.gz ...   Python's library, documentation of packages, man pages, /usr/share/doc, packages' code
 FOLDER/planted.json                      {"pairs": [{"kind", "replaced", "base", "copy"}], "sources": ..., "text_bytes": ...}
@@ -57,7 +57,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--mb", type=float, default=300.0)
     parser.add_argument("--shards", type=int, default=24)
+    parser.add_argument("--one-document", action="store_true", help="all of it, without copies: what a long document costs")
     arguments = parser.parse_args(argv)
+    if arguments.one_document:
+        whole = "\n".join(text.text for text in collect(arguments.mb * 1e6))
+        write_documents(arguments.folder / "documents" / "one.jsonl.gz", [Document("one", whole, "all")])
+        print(f"{arguments.folder}: 1 document, {len(whole.encode()) / 1e6:.1f} MB of text")
+        return
     texts = list(collect(arguments.mb * 1e6 * UNIQUE_FRAC))
     copies, pairs = plant(texts)
     everything = texts + copies
